@@ -1,0 +1,262 @@
+"""What an agent is made of, as frozen dataclasses that are checked when they are made and written as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from trebi_gym.agents.diffusion.samplers import SAMPLERS
+from trebi_gym.agents.networks import CRITICS, DENOISERS
+from trebi_gym.datasets.normalizers import NORMALIZERS
+from trebi_gym.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _choice(name: str, value: Any, choices: Any) -> None:
+    _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A network by its name in the registry, with the options of its constructor."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How one model is optimised: Adam without decay or clipping, and an average of the weights that acts."""
+
+    steps: int = 8_000
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Windows in one forward pass."""
+    accumulation: int = 1
+    """Forward passes whose gradients are averaged in one optimiser step."""
+    learning_rate: float = 3e-4
+    """Adam's, at the start."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """Constant, or falling to zero along a cosine over ``steps``."""
+    ema_decay: float = 0.995
+    """How much of the averaged weights an update keeps."""
+    ema_start: int = 2_000
+    """Before this step the average is a copy of the weights."""
+    ema_every: int = 10
+    """Steps between two updates of the average."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "ema_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be positive; got {self.learning_rate}")
+        _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1); got {self.ema_decay}")
+        _require(self.ema_start >= 0, f"ema_start must be at least 0; got {self.ema_start}")
+        _choice("learning_rate_schedule", self.learning_rate_schedule, ("constant", "cosine"))
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """How a decision is made from the three models."""
+
+    candidates: int = 64
+    """N, plans sampled for every decision."""
+    sampler: str = "ddim"
+    """A name in ``SAMPLERS``."""
+    sampler_steps: int | None = 5
+    """Denoising steps of the sampler; None for all steps of the schedule."""
+    guide_type: Literal[0, 1] = 1
+    """1: ``grad R - w [C > b] grad C``; 0: the cost's gradient also grows with the relative excess."""
+    cost_weight: float = 20.0
+    """w, the weight of the cost's gradient where a plan breaks the budget."""
+    guide_scale: float = 0.1
+    """How far one guided move goes, in units of the posterior variance times the gradient."""
+    guide_moves: int = 1
+    """Guided moves in every denoising step; 0 for selection only."""
+    guide_stop: int = 2
+    """No guided move in denoising steps below this one."""
+    ranking: Literal["rescored", "original"] = "rescored"
+    """Rank the finished plans by their own scores, or by those before the last guided move as the original does."""
+    budget_rule: Literal["remaining", "constant"] = "remaining"
+    """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
+    budget_factor: float | None = None
+    """For ``budget_rule="constant"``; None: published for the data set, else the data's own ratio of the sums."""
+    control_interval: int = 1
+    """Actions of a plan that are executed before the next plan is made."""
+
+    def __post_init__(self) -> None:
+        _choice("sampler", self.sampler, SAMPLERS)
+        _choice("ranking", self.ranking, ("rescored", "original"))
+        _choice("budget_rule", self.budget_rule, ("remaining", "constant"))
+        _choice("guide_type", self.guide_type, (0, 1))
+        for name in ("candidates", "control_interval"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
+            _require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
+        _require(
+            self.sampler_steps is None or self.sampler_steps >= 1,
+            f"sampler_steps must be at least 1, or None for all; got {self.sampler_steps}",
+        )
+        _require(
+            self.ranking != "original" or self.guide_moves >= 1,
+            'ranking="original" ranks by what the guide said at its last move, so it needs guide_moves of at least 1',
+        )
+        _require(
+            self.budget_factor is None or self.budget_factor > 0,
+            f"budget_factor must be positive; got {self.budget_factor}",
+        )
+
+
+@dataclass(frozen=True)
+class TREBIConfig:
+    """Everything that defines an agent. The defaults are the preset ``fast``; see ``agents.presets``."""
+
+    preset: str = "fast"
+    """The preset that this started from."""
+    horizon: int = 32
+    """H, steps in a plan."""
+    diffusion_steps: int = 20
+    """T, steps of the noise schedule."""
+    denoiser: NetworkConfig = NetworkConfig("mlp", {"width": 256, "blocks": 3})
+    """The network that predicts clean trajectories."""
+    reward_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2})
+    """The network that predicts the discounted reward still to come."""
+    cost_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2})
+    """The network that predicts the discounted cost still to come."""
+    discount: float = 0.99
+    """Of rewards-to-go, in (0, 1]."""
+    cost_discount: float = 0.99
+    """Of costs-to-go, in (0, 1]."""
+    termination_reward: float = 0.0
+    """Added to the last reward of an episode that the task ended."""
+    termination_cost: float = 0.0
+    """Added to the last cost of an episode that the task ended."""
+    first_action_weight: float = 10.0
+    """Weight of the first action in the denoiser's loss."""
+    normalizer: str = "gaussian"
+    """A name in ``NORMALIZERS``."""
+    episode_length: int | None = None
+    """The task's time limit in steps; None: taken from the data set when learning."""
+    denoiser_training: TrainingConfig = TrainingConfig()
+    """Of the denoiser."""
+    critic_training: TrainingConfig = TrainingConfig(steps=4_000)
+    """Of each critic."""
+    planner: PlannerConfig = PlannerConfig()
+    """How a decision is made."""
+
+    def __post_init__(self) -> None:
+        _choice("denoiser", self.denoiser.name, DENOISERS)
+        _choice("reward_critic", self.reward_critic.name, CRITICS)
+        _choice("cost_critic", self.cost_critic.name, CRITICS)
+        _choice("normalizer", self.normalizer, NORMALIZERS)
+        for name in ("horizon", "diffusion_steps"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("discount", "cost_discount"):
+            _require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1]; got {getattr(self, name)}")
+        _require(
+            self.episode_length is None or self.episode_length >= self.horizon,
+            f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}",
+        )
+        steps = self.planner.sampler_steps
+        _require(
+            steps is None or steps <= self.diffusion_steps,
+            f"sampler_steps is {steps}, but the noise schedule has only {self.diffusion_steps} steps",
+        )
+        _require(
+            self.planner.control_interval <= self.horizon,
+            f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",
+        )
+        self._check_resolutions()
+
+    def _check_resolutions(self) -> None:
+        if self.denoiser.name != "temporal_unet":
+            return
+        halvings = len(self.denoiser.options.get("dim_mults", (1, 2, 4, 8))) - 1
+        _require(
+            self.horizon % 2**halvings == 0,
+            f"the U-Net halves the horizon {halvings} times, so it must divide by {2**halvings}; got {self.horizon}",
+        )
+
+    def replace(self, **changes: Any) -> TREBIConfig:
+        """Return a copy with these fields changed; ``planner`` and the training parts also take a dict of changes.
+
+        Raises:
+            ConfigError: a field is not known, or the result cannot work.
+        """
+        resolved = {}
+        for name, value in changes.items():
+            current = getattr(self, name, None)
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(current) and not isinstance(current, type):
+                _known(type(current), value)
+                value = dataclasses.replace(current, **value)
+            resolved[name] = value
+        _known(TREBIConfig, resolved)
+        return dataclasses.replace(self, **resolved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, from which ``from_dict`` makes the same configuration again."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TREBIConfig:
+        """Make a configuration from ``to_dict``'s result.
+
+        Raises:
+            ConfigError: an unknown field, a value of the wrong type, or one that cannot work.
+        """
+        return _build(cls, data, "config")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(cls: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} must be an object with named fields; got {data!r}")
+    _known(cls, data, where)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            values[name] = _build(hint, value, f"{where}.{name}")
+        else:
+            values[name] = _typed(value, hint, f"{where}.{name}")
+    return cls(**values)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if typing.get_origin(hint) is Literal:
+        return value  # the dataclass itself checks its choices
+    expected = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}.get(hint, (Mapping,))
+    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be of type {getattr(hint, '__name__', 'object')}; got {value!r}")
+    return float(value) if hint is float else value
+
+
+def _known(cls: type, data: Mapping[str, Any], where: str = "config") -> None:
+    names = {item.name for item in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - names)
+    if unknown:
+        raise ConfigError(f"{where} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}")

@@ -1,0 +1,1 @@
+"""Diffusion over trajectories: pure numerics that know no network and no environment."""

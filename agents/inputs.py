@@ -1,0 +1,163 @@
+"""What ``predict`` accepts, turned into arrays: observations, budgets, and how much of the episode is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.agents.units import constant_rule, remaining_rule
+from trebi_gym.budget import Budget, check_remaining
+from trebi_gym.errors import BudgetError, ObservationError
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+BudgetLike = float | Budget | Sequence[Budget] | Array
+
+
+@dataclass
+class PlanState:
+    """What planning keeps between two steps of E environments; hand it back to the next ``predict``."""
+
+    step: npt.NDArray[np.int64]  # (E,) steps taken in the running episode
+    actions: npt.NDArray[np.float32]  # (E, K, A) actions of the last plans that may still be executed
+    position: npt.NDArray[np.int64]  # (E,) how many of them have been
+    rewards: npt.NDArray[np.float32]  # (E,) what the last plan is predicted to earn
+    costs: npt.NDArray[np.float32]  # (E,) what it is predicted to cost, in the critic's units
+    budgets: npt.NDArray[np.float32]  # (E,) the budget it was held against, in the same units
+
+    @property
+    def feasible(self) -> npt.NDArray[np.bool_]:
+        """(E,) whether the last plan was predicted to keep its budget."""
+        kept: npt.NDArray[np.bool_] = self.costs <= self.budgets
+        return kept
+
+
+@dataclass(frozen=True)
+class Request:
+    """One decision for E environments."""
+
+    observations: npt.NDArray[np.float64]  # (E, O)
+    remaining: Floats  # (E,) what is left of each budget, in units of the present step
+    discounts: Floats  # (E,) of each budget
+    steps: npt.NDArray[np.int64]  # (E,) steps taken; -1 where it is not known
+    single: bool  # one environment without a batch axis
+    steps_left: Floats | None = field(default=None)  # (E,) where the observation tells it
+
+
+def parse_request(observation: Any, budget: BudgetLike | None, observation_size: int) -> Request:
+    """Read an observation and a budget in any of the accepted forms.
+
+    Raises:
+        ObservationError: wrong shape, NaN or infinite values.
+        BudgetError: no budget, or one that cannot be used.
+    """
+    steps_left: Array | None = None
+    if isinstance(observation, Mapping):
+        if "observation" not in observation:
+            raise ObservationError(
+                'a Dict observation must hold "observation", as BudgetWrapper(observe=True) gives; '
+                f"found {', '.join(observation)}"
+            )
+        if budget is None and "budget" in observation:
+            budget = np.asarray(observation["budget"], dtype=np.float64)
+            if budget.ndim and budget.shape[-1] == 1:
+                budget = budget[..., 0]
+        if "steps_left" in observation:
+            steps_left = np.asarray(observation["steps_left"], dtype=np.float64)
+            if steps_left.ndim and steps_left.shape[-1] == 1:
+                steps_left = steps_left[..., 0]
+        observation = observation["observation"]
+    if budget is None:
+        raise BudgetError(
+            "no budget was given: pass predict(observation, budget=b), or wrap the environment with "
+            "BudgetWrapper(env, b, observe=True), whose observations carry it"
+        )
+    observations, single = _observations(observation, observation_size)
+    remaining, discounts, steps = _budgets(budget, len(observations))
+    if steps_left is not None:
+        steps_left = np.broadcast_to(steps_left, (len(observations),)).astype(np.float64)
+    return Request(observations, remaining, discounts, steps, single, steps_left)
+
+
+def critic_budgets(
+    request: Request,
+    steps_left: Floats,
+    *,
+    rule: str,
+    cost_discount: float,
+    factor: float | None,
+) -> Floats:
+    """Turn what is left of every budget (E,) into the cost critic's units.
+
+    A budget with the critic's own discount is in its units already. An undiscounted one is turned by the rule.
+
+    Raises:
+        BudgetError: the constant rule is asked for a budget of a third discount.
+    """
+    result = np.empty_like(request.remaining)
+    for discount in np.unique(request.discounts):
+        rows = request.discounts == discount
+        remaining = request.remaining[rows]
+        if discount == cost_discount:
+            result[rows] = remaining
+        elif rule == "remaining":
+            result[rows] = remaining_rule(remaining, steps_left[rows], cost_discount, float(discount))
+        elif discount == 1.0 and factor is not None:
+            result[rows] = constant_rule(remaining, factor)
+        else:
+            raise BudgetError(
+                f'budget_rule="constant" turns undiscounted budgets into those of discount {cost_discount}; '
+                f'got a budget of discount {discount}: use one of these two, or budget_rule="remaining"'
+            )
+    return result
+
+
+def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64], bool]:
+    try:
+        array = np.asarray(observation, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"an observation must be numbers of shape ({size},) or (E, {size}); got {error}") from error
+    single = array.ndim == 1
+    batch = array[None] if single else array
+    if batch.ndim != 2 or batch.shape[1] != size or len(batch) == 0:
+        raise ObservationError(
+            f"an observation must have shape ({size},), or (E, {size}) for E environments; got {array.shape}"
+        )
+    if not np.isfinite(batch).all():
+        row, column = np.argwhere(~np.isfinite(batch))[0]
+        raise ObservationError(f"observation[{row}, {column}] is {batch[row, column]}; every number must be finite")
+    return batch, single
+
+
+def _budgets(budget: BudgetLike, count: int) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    if isinstance(budget, Budget):
+        budget = [budget]
+    if isinstance(budget, Sequence) and not isinstance(budget, str) and any(isinstance(b, Budget) for b in budget):
+        budgets = [b if isinstance(b, Budget) else Budget(b) for b in budget]
+        remaining = np.array([b.remaining for b in budgets], dtype=np.float64)
+        discounts = np.array([b.discount for b in budgets], dtype=np.float64)
+        steps = np.array([b.step for b in budgets], dtype=np.int64)
+    else:
+        if np.ndim(budget) == 0 and not hasattr(budget, "detach"):
+            remaining = np.array([check_remaining(budget)])
+        else:
+            try:
+                remaining = np.asarray(budget, dtype=np.float64).reshape(-1)
+            except (TypeError, ValueError) as error:
+                raise BudgetError(f"a budget must be a number, an array (E,) or a Budget; got {budget!r}") from error
+            if np.isnan(remaining).any():
+                raise BudgetError(f"a budget must be a number, in units of cost; got {remaining}")
+        discounts = np.ones(len(remaining))
+        steps = np.full(len(remaining), -1, dtype=np.int64)
+    if len(remaining) not in (1, count):
+        raise BudgetError(f"got {len(remaining)} budgets for {count} environments; give one, or one for each")
+    shape = (count,)
+    return (
+        np.broadcast_to(remaining, shape).copy(),
+        np.broadcast_to(discounts, shape).copy(),
+        np.broadcast_to(steps, shape).copy(),
+    )

@@ -1,0 +1,155 @@
+"""The three models of an agent: built from its configuration, and the losses they learn by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trebi_gym.agents.config import NetworkConfig, TREBIConfig
+from trebi_gym.agents.diffusion.denoising import (
+    critic_loss,
+    denoising_loss,
+    loss_weights,
+    pin_first_observation,
+)
+from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.networks import make_critic, make_denoiser
+from trebi_gym.agents.training import Loss
+from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
+from trebi_gym.datasets.normalizers import NORMALIZERS
+from trebi_gym.errors import ConfigError
+
+PARTS = ("diffusion", "reward_critic", "cost_critic")
+"""The models, in the order in which ``learn`` fits them."""
+
+CONDITION_DROPOUT = 0.1
+"""Share of windows that a denoiser with a condition sees without it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the models must know of the data they were fitted to; stored with the agent."""
+
+    observations: AffineNormalizer
+    actions: AffineNormalizer
+    episode_length: int
+    cost_low: float  # range of the data's costs-to-go, in the cost critic's units
+    cost_high: float
+    budget_factor: float  # discounted cost per undiscounted cost, over the data's episodes
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return len(self.actions.center)
+
+    @property
+    def observation_size(self) -> int:
+        """O."""
+        return len(self.observations.center)
+
+
+def fit_task(dataset: EpisodeDataset, config: TREBIConfig, budget_factor: float | None) -> Task:
+    """Fit the normalisers and read off what else planning needs."""
+    fit = NORMALIZERS[config.normalizer]
+    rows = dataset.observation_rows
+    steps = np.concatenate([np.arange(length) for length in dataset.lengths])
+    discounted = float((dataset.costs.astype(np.float64) * config.cost_discount**steps).sum())
+    plain = float(dataset.costs.sum(dtype=np.float64))
+    task = Task(
+        observations=fit(dataset.observations[rows]),
+        actions=fit(dataset.actions),
+        episode_length=config.episode_length or max(dataset.episode_length, int(dataset.lengths.max())),
+        cost_low=0.0,
+        cost_high=0.0,
+        budget_factor=budget_factor or (discounted / plain if plain > 0 else 1.0),
+    )
+    costs = make_windows(dataset, config, task).cost_range
+    return Task(**{**task.__dict__, "cost_low": costs[0], "cost_high": costs[1]})
+
+
+def make_windows(
+    dataset: EpisodeDataset, config: TREBIConfig, task: Task, device: torch.device | str = "cpu"
+) -> TrajectoryWindows:
+    """Return the data set's windows as the models see them."""
+    return TrajectoryWindows(
+        dataset,
+        config.horizon,
+        task.observations,
+        task.actions,
+        config.discount,
+        cost_discount=config.cost_discount,
+        device=device,
+        termination_reward=config.termination_reward,
+        termination_cost=config.termination_cost,
+    )
+
+
+def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Module:
+    """Build one of the ``PARTS`` with initial weights that only depend on the seed.
+
+    Raises:
+        ConfigError: the network refuses its options or sizes.
+    """
+    networks: dict[str, NetworkConfig] = {
+        "diffusion": config.denoiser,
+        "reward_critic": config.reward_critic,
+        "cost_critic": config.cost_critic,
+    }
+    network = networks[part]
+    options: dict[str, Any] = dict(network.options)
+    if options.get("steps_left"):
+        options.setdefault("episode_length", task.episode_length)
+    size = task.action_size + task.observation_size
+    make = make_denoiser if part == "diffusion" else make_critic
+    # initialisers draw from torch's global state, which is left as it was
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return make(network.name, horizon=config.horizon, transition_dim=size, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the network {network.name!r} for {part} cannot be built: {error}") from error
+
+
+def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> Loss:
+    """Return the loss of one of the ``PARTS``: it draws a batch of windows, noise levels and noise."""
+    schedule = NoiseSchedule.cosine(config.diffusion_steps).to(windows.device)
+    batch_size = (config.denoiser_training if part == "diffusion" else config.critic_training).batch_size
+    size = task.action_size + task.observation_size
+    weights = loss_weights(config.horizon, task.action_size, size, config.first_action_weight).to(windows.device)
+    conditioned = bool(config.denoiser.options.get("condition"))
+
+    def loss(
+        model: nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        device = windows.device
+        window = windows[torch.randint(len(windows), (batch_size,), generator=generator, device=device)]
+        x0 = window.trajectory
+        t = torch.randint(config.diffusion_steps, (batch_size,), generator=generator, device=device)
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+
+        def pin(x: torch.Tensor) -> torch.Tensor:
+            return pin_first_observation(x, x0[:, 0, task.action_size :], task.action_size)
+
+        if part != "diffusion":
+            target = window.return_to_go if part == "reward_critic" else window.cost_to_go
+            value = critic_loss(model, schedule, x0, t, noise, target, pin, window.steps_left)
+            return value, {"rmse": value.detach().sqrt()}
+        condition = None
+        if conditioned:
+            dropped = torch.rand(batch_size, generator=generator, device=device) < CONDITION_DROPOUT
+            condition = torch.where(dropped, torch.nan, window.cost_to_go / max(task.cost_high, 1e-6))
+
+        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            clean: torch.Tensor = model(x, t) if condition is None else model(x, t, condition)
+            return clean
+
+        value, first_action = denoising_loss(
+            denoise, schedule, x0, t, noise, pin, weights, action_dim=task.action_size
+        )
+        return value, {"first_action_loss": first_action.detach()}
+
+    return loss

@@ -1,0 +1,53 @@
+"""The networks, by name: denoisers read (B, H, D) and give (B, H, D), critics give (B,)."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from trebi_gym.agents.networks.critic import TemporalCritic
+from trebi_gym.agents.networks.mlp import MLPCritic, MLPDenoiser
+from trebi_gym.agents.networks.temporal_unet import TemporalUnet
+
+DENOISERS: dict[str, type[nn.Module]] = {"temporal_unet": TemporalUnet, "mlp": MLPDenoiser}
+CRITICS: dict[str, type[nn.Module]] = {"temporal": TemporalCritic, "mlp": MLPCritic}
+NETWORKS: dict[str, dict[str, type[nn.Module]]] = {"denoiser": DENOISERS, "critic": CRITICS}
+
+__all__ = [
+    "CRITICS",
+    "DENOISERS",
+    "NETWORKS",
+    "MLPCritic",
+    "MLPDenoiser",
+    "TemporalCritic",
+    "TemporalUnet",
+    "make_critic",
+    "make_denoiser",
+]
+
+
+def make_denoiser(name: str, *, horizon: int, transition_dim: int, **options: object) -> nn.Module:
+    """Build the denoiser called name; raise ValueError for an unknown name or option."""
+    return _make("denoiser", name, horizon, transition_dim, options)
+
+
+def make_critic(name: str, *, horizon: int, transition_dim: int, **options: object) -> nn.Module:
+    """Build the critic called name; raise ValueError for an unknown name or option."""
+    return _make("critic", name, horizon, transition_dim, options)
+
+
+def _make(kind: str, name: str, horizon: int, transition_dim: int, options: dict[str, object]) -> nn.Module:
+    known = NETWORKS[kind]
+    if name not in known:
+        raise ValueError(f"there is no {kind} called {name!r}; known: {', '.join(sorted(known))}")
+    network = known[name]
+    accepted = [
+        key for key in inspect.signature(network).parameters if key not in ("horizon", "transition_dim")
+    ]
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise ValueError(
+            f"the {kind} {name!r} takes no {', '.join(unknown)}; its options: {', '.join(accepted)}"
+        )
+    return network(horizon=horizon, transition_dim=transition_dim, **options)

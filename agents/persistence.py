@@ -1,0 +1,188 @@
+"""An agent to and from its file, and a learning run that goes on from one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from trebi_gym.agents import checkpoint
+from trebi_gym.agents.checkpoint import Checkpoint
+from trebi_gym.agents.config import TREBIConfig
+from trebi_gym.agents.learning import Run
+from trebi_gym.agents.models import PARTS, Task, make_model
+from trebi_gym.agents.spaces import agent_spaces
+from trebi_gym.datasets import AffineNormalizer
+from trebi_gym.errors import CheckpointError, NotLearnedError, TrebiError
+
+if TYPE_CHECKING:
+    from trebi_gym.agents.trebi import TREBIAgent
+
+
+def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
+    """Write the agent; see ``TREBIAgent.save``."""
+    chosen = [part for part in PARTS if part in agent.models and (parts is None or part in parts)]
+    run = agent.run if agent.run is not None and (parts is None or agent.run.part in parts) else None
+    if agent.task is None or (not chosen and run is None):
+        raise NotLearnedError("there is nothing to save: the agent has learned no model yet; call learn(dataset)")
+    assert agent.observation_space is not None
+    assert agent.action_space is not None
+    task = agent.task
+    description: dict[str, Any] = {
+        "config": agent.config.to_dict(),
+        "seed": agent.seed,
+        "parts": chosen,
+        "learned_from": agent.learned_from,
+        "task": {
+            "episode_length": task.episode_length,
+            "cost_low": task.cost_low,
+            "cost_high": task.cost_high,
+            "budget_factor": task.budget_factor,
+        },
+        "trebi_gym": version("trebi-gym"),
+        "torch": torch.__version__,
+    }
+    tensors = {
+        "observations.center": torch.from_numpy(task.observations.center),
+        "observations.scale": torch.from_numpy(task.observations.scale),
+        "actions.center": torch.from_numpy(task.actions.center),
+        "actions.scale": torch.from_numpy(task.actions.scale),
+        "spaces.observation_low": torch.from_numpy(np.asarray(agent.observation_space.low, np.float64)),
+        "spaces.observation_high": torch.from_numpy(np.asarray(agent.observation_space.high, np.float64)),
+        "spaces.action_low": torch.from_numpy(np.asarray(agent.action_space.low, np.float64)),
+        "spaces.action_high": torch.from_numpy(np.asarray(agent.action_space.high, np.float64)),
+    }
+    for part in chosen:
+        tensors |= {f"model.{part}.{name}": value for name, value in agent.models[part].state_dict().items()}
+    if run is not None:
+        state = run.fit.state() if run.fit is not None else run.state or {}
+        tensors |= {f"run.{name}": value for name, value in state.items()}
+        description["run"] = {
+            "parts": list(run.parts),
+            "steps": run.steps,
+            "part": run.part,
+            "num_timesteps": agent.num_timesteps,
+        }
+        description["parts"] = [part for part in chosen if part != run.part]
+    return checkpoint.write(path, description, tensors)
+
+
+def load(cls: type[TREBIAgent], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> TREBIAgent:
+    """Read an agent; see ``TREBIAgent.load``."""
+    files = _files(Path(path))
+    agent: TREBIAgent | None = None
+    for file in files:
+        found = checkpoint.read(file)
+        try:
+            if agent is None:
+                agent = _shell(cls, found, env, device)
+                first = file
+            elif _identity(found) != _identity(checkpoint.read(first)):
+                raise CheckpointError(
+                    f"{file} and {first} do not belong together: their configuration or normalisers differ; "
+                    "train all parts with the same --config and --dataset"
+                )
+            _take_models(agent, found)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, TrebiError):
+                raise
+            raise CheckpointError(f"{file} does not hold what a saved agent needs: {error}") from error
+    assert agent is not None
+    return agent
+
+
+def resume(agent: TREBIAgent, path: str | os.PathLike[str]) -> None:
+    """Take finished models and the state of the running fit from a file that was saved while learning.
+
+    Raises:
+        CheckpointError: it belongs to another configuration or other data, or nothing in it is unfinished.
+    """
+    found = checkpoint.read(path)
+    mine = {"config": agent.config.to_dict(), "learned_from": agent.learned_from, "seed": agent.seed}
+    theirs = {name: found.description.get(name) for name in mine}
+    mine = json.loads(json.dumps(mine))
+    differing = [name for name in mine if mine[name] != theirs[name]]
+    if differing:
+        raise CheckpointError(
+            f"{path} cannot be resumed here: its {', '.join(differing)} differ "
+            f"({', '.join(f'{theirs[name]} there, {mine[name]} here' for name in differing)})"
+        )
+    run = found.description.get("run")
+    if run is None:
+        raise CheckpointError(f"{path} holds no unfinished learning run; load it with TREBIAgent.load(path)")
+    agent.models.clear()
+    _take_models(agent, found)
+    agent.num_timesteps = int(run["num_timesteps"])
+    agent.run = Run(
+        parts=tuple(run["parts"]), steps=dict(run["steps"]), part=run["part"], state=found.part("run")
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = [path / f"{part}.zip" for part in PARTS if (path / f"{part}.zip").is_file()]
+    if not files and (path / "agent.zip").is_file():
+        files = [path / "agent.zip"]
+    if not files:
+        expected = ", ".join(f"{part}.zip" for part in PARTS)
+        raise CheckpointError(f"the folder {path} holds no part of an agent ({expected}) and no agent.zip")
+    return files
+
+
+def _identity(found: Checkpoint) -> tuple[str, dict[str, list[float]]]:
+    arrays = {
+        name: value.tolist() for name, value in found.tensors.items() if name.startswith(("observations.", "actions."))
+    }
+    return json.dumps([found.description[key] for key in ("config", "task")], sort_keys=True), arrays
+
+
+def _shell(cls: type[TREBIAgent], found: Checkpoint, env: Any, device: torch.device | str) -> TREBIAgent:
+    description, tensors = found.description, found.tensors
+    box = gym.spaces.Box
+    spaces = (
+        box(tensors["spaces.observation_low"].numpy(), tensors["spaces.observation_high"].numpy(), dtype=np.float64),
+        box(
+            tensors["spaces.action_low"].numpy().astype(np.float32),
+            tensors["spaces.action_high"].numpy().astype(np.float32),
+            dtype=np.float32,
+        ),
+    )
+    if env is not None:
+        for mine, theirs, kind in zip(spaces, agent_spaces(env), ("observation", "action"), strict=True):
+            if mine.shape != theirs.shape:
+                raise CheckpointError(f"the agent's {kind}s have shape {mine.shape}, the environment's {theirs.shape}")
+    agent = cls(spaces, TREBIConfig.from_dict(description["config"]), device=device, seed=int(description["seed"]))
+    if env is not None:
+        agent._env = env
+    task = description["task"]
+    agent.task = Task(
+        observations=AffineNormalizer(tensors["observations.center"].numpy(), tensors["observations.scale"].numpy()),
+        actions=AffineNormalizer(tensors["actions.center"].numpy(), tensors["actions.scale"].numpy()),
+        episode_length=int(task["episode_length"]),
+        cost_low=float(task["cost_low"]),
+        cost_high=float(task["cost_high"]),
+        budget_factor=float(task["budget_factor"]),
+    )
+    agent.learned_from = dict(description["learned_from"])
+    return agent
+
+
+def _take_models(agent: TREBIAgent, found: Checkpoint) -> None:
+    assert agent.task is not None
+    for part in found.description["parts"]:
+        if part not in PARTS:
+            raise CheckpointError(f"unknown part {part!r}; an agent has {', '.join(PARTS)}")
+        model = make_model(part, agent.config, agent.task, seed=0)
+        try:
+            model.load_state_dict(found.part(f"model.{part}"))
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights of {part} do not fit its configuration: {error}") from error
+        agent.models[part] = model.to(agent.device)

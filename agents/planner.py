@@ -1,0 +1,216 @@
+"""Planning within a budget: sample candidate plans, guide them, score them, and put the best one first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from trebi_gym.agents.config import PlannerConfig
+from trebi_gym.agents.diffusion.denoising import pin_first_observation
+from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
+from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance
+from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.datasets import AffineNormalizer
+
+Array = npt.NDArray[Any]
+
+MAX_ROWS = 16_384
+"""Plans that are denoised in one pass; more environments are planned for in several."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """N candidate plans of H steps for each of E environments, the best first."""
+
+    actions: npt.NDArray[np.float32]  # (E, N, H, A)
+    observations: npt.NDArray[np.float32]  # (E, N, H, O)
+    rewards: npt.NDArray[np.float32]  # (E, N) predicted discounted reward to the episode's end
+    costs: npt.NDArray[np.float32]  # (E, N) predicted cost to the episode's end, in the critic's units
+    budgets: npt.NDArray[np.float32]  # (E,) what the costs were held against, in the same units
+
+    @property
+    def feasible(self) -> npt.NDArray[np.bool_]:
+        """(E, N) whether a plan is predicted to keep its budget."""
+        kept: npt.NDArray[np.bool_] = self.costs <= self.budgets[:, None]
+        return kept
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the search leaves on the device."""
+
+    trajectories: torch.Tensor  # (E, N, H, D) normalised, in drawing order
+    rewards: torch.Tensor  # (E, N)
+    costs: torch.Tensor  # (E, N)
+    order: torch.Tensor  # (E, N) indices, best first
+
+
+class BudgetGuidedPlanner:
+    """Plans for many environments at once, each with its own budget.
+
+    Args:
+        denoiser: predicts clean trajectories (B, H, D).
+        reward_critic: predicts the reward to come.
+        cost_critic: predicts the cost to come.
+        schedule: of the noise.
+        config: sampler, candidates, guidance and ranking.
+        horizon: H.
+        observation_normalizer: of the O observation columns.
+        action_normalizer: of the A action columns.
+        cost_range: the least and the greatest cost-to-go of the data, between which a denoiser that is conditioned on
+            cost is asked for plans; None for one that is not.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        reward_critic: nn.Module,
+        cost_critic: nn.Module,
+        schedule: NoiseSchedule,
+        config: PlannerConfig,
+        *,
+        horizon: int,
+        observation_normalizer: AffineNormalizer,
+        action_normalizer: AffineNormalizer,
+        cost_range: tuple[float, float] | None = None,
+    ) -> None:
+        self.config = config
+        self._denoiser = denoiser.eval().requires_grad_(False)
+        self._reward_critic = reward_critic.eval().requires_grad_(False)
+        self._cost_critic = cost_critic.eval().requires_grad_(False)
+        self._schedule = schedule
+        self._horizon = horizon
+        self._observations = observation_normalizer
+        self._actions = action_normalizer
+        self._action_size = len(action_normalizer.center)
+        self._size = self._action_size + len(observation_normalizer.center)
+        self._cost_range = cost_range
+        self._device = next(denoiser.parameters()).device
+
+    def search(
+        self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator
+    ) -> Candidates:
+        """Sample and rank candidates.
+
+        Args:
+            observations: (E, O) raw.
+            budgets: (E,) what the rest of the episode may cost, in the cost critic's units; may be infinite.
+            steps_left: (E,) steps to the end of the episode.
+            generator: of the noise.
+        """
+        start = self._tensor(self._observations.normalize(observations))
+        budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._horizon))
+        at_once = max(1, MAX_ROWS // self.config.candidates)
+        parts = [
+            self._search(start[first : first + at_once], budget[first : first + at_once], left[first : first + at_once], generator)
+            for first in range(0, len(start), at_once)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Candidates(
+            torch.cat([part.trajectories for part in parts]),
+            torch.cat([part.rewards for part in parts]),
+            torch.cat([part.costs for part in parts]),
+            torch.cat([part.order for part in parts]),
+        )
+
+    def _search(
+        self, start: torch.Tensor, budget: torch.Tensor, steps_left: torch.Tensor, generator: torch.Generator
+    ) -> Candidates:
+        config, environments = self.config, len(start)
+        rows = environments * config.candidates
+        start, budgets, left = (value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left))
+        condition = None
+        if self._cost_range is not None:
+            low, high = self._cost_range
+            condition = budgets.clamp(low, high) / max(high, 1e-6)
+
+        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            clean: torch.Tensor = self._denoiser(x, t) if condition is None else self._denoiser(x, t, condition)
+            return clean
+
+        def pin(x: torch.Tensor) -> torch.Tensor:
+            return pin_first_observation(x, start, self._action_size)
+
+        def draw_noise(shape: tuple[int, ...]) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=self._device)
+
+        guide = BudgetGuide(
+            reward_critic=_with_steps_left(self._reward_critic, left),
+            cost_critic=_with_steps_left(self._cost_critic, left),
+            budgets=budgets,
+            cost_weight=config.cost_weight,
+            guide_type=config.guide_type,
+        )
+        original = config.ranking == "original"
+        x, scores = SAMPLERS[config.sampler](
+            denoise,
+            self._schedule,
+            (rows, self._horizon, self._size),
+            guide=guide,
+            pin=pin,
+            draw_noise=draw_noise,
+            guidance=Guidance(
+                scale=config.guide_scale, moves=config.guide_moves, stop_below=config.guide_stop, score=original
+            ),
+            n_steps=config.sampler_steps,
+        )
+        if not original or scores is None:
+            scores = guide.scores(x, torch.zeros(1, dtype=torch.long, device=self._device).expand(rows))
+        shaped = Scores(*(value.view(environments, config.candidates) for value in scores))
+        if original:
+            order = original_values(shaped, budget).argsort(dim=1, descending=True, stable=True)
+        else:
+            order = rank(shaped, budget)
+        return Candidates(
+            trajectories=x.view(environments, config.candidates, self._horizon, self._size),
+            rewards=shaped.rewards,
+            costs=shaped.costs,
+            order=order,
+        )
+
+    def best_actions(self, candidates: Candidates, count: int) -> npt.NDArray[np.float32]:
+        """Return the first ``count`` actions (E, count, A) of each environment's best plan, in raw units."""
+        best = candidates.order[:, 0]
+        rows = torch.arange(len(best), device=best.device)
+        actions = candidates.trajectories[rows, best, :count, : self._action_size]
+        return np.asarray(self._actions.unnormalize(actions.cpu().numpy()), dtype=np.float32)
+
+    def best_scores(self, candidates: Candidates) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return predicted reward (E,) and cost (E,) of each environment's best plan."""
+        first = candidates.order[:, :1]
+        rewards = candidates.rewards.gather(1, first)[:, 0].cpu().numpy()
+        return rewards, candidates.costs.gather(1, first)[:, 0].cpu().numpy()
+
+    def plan(self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator) -> Plan:
+        """Return every candidate, the best first; arguments as for ``search``."""
+        found = self.search(observations, budgets, steps_left, generator)
+        order = found.order[:, :, None, None].expand_as(found.trajectories)
+        trajectories = found.trajectories.gather(1, order).cpu().numpy()
+        return Plan(
+            actions=self._actions.unnormalize(trajectories[..., : self._action_size]).astype(np.float32),
+            observations=self._observations.unnormalize(trajectories[..., self._action_size :]).astype(np.float32),
+            rewards=found.rewards.gather(1, found.order).cpu().numpy(),
+            costs=found.costs.gather(1, found.order).cpu().numpy(),
+            budgets=np.asarray(budgets, dtype=np.float32),
+        )
+
+    def _tensor(self, values: Array) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.float32), device=self._device)
+
+
+def _with_steps_left(
+    critic: nn.Module, steps_left: torch.Tensor
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = critic(x, t, steps_left)
+        return value
+
+    return score
+

@@ -1,0 +1,82 @@
+"""Which spaces an agent can work in, and whether a data set fits them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.errors import DatasetError, EnvironmentContractError
+
+logger = logging.getLogger(__name__)
+
+
+def agent_spaces(env_or_spaces: Any) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """Return the observation and action space of an environment, a vector environment, or a pair of spaces.
+
+    Raises:
+        EnvironmentContractError: they are not plain boxes, or the action space is not bounded.
+    """
+    if isinstance(env_or_spaces, (tuple, list)) and len(env_or_spaces) == 2:
+        observation_space, action_space = env_or_spaces
+    else:
+        # Gymnasium's vector environments keep the space of one environment beside that of all
+        observation_space = getattr(env_or_spaces, "single_observation_space", None) or getattr(
+            env_or_spaces, "observation_space", None
+        )
+        action_space = getattr(env_or_spaces, "single_action_space", None) or getattr(
+            env_or_spaces, "action_space", None
+        )
+    if isinstance(observation_space, gym.spaces.Dict) and "observation" in observation_space.spaces:
+        observation_space = observation_space["observation"]  # of BudgetWrapper(observe=True)
+    if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
+        raise EnvironmentContractError(
+            f"the observation space must be a Box of one dimension; got {observation_space} "
+            "(gymnasium.wrappers.FlattenObservation makes one of most spaces)"
+        )
+    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+        raise EnvironmentContractError(f"the action space must be a Box of one dimension; got {action_space}")
+    return observation_space, action_space
+
+
+def spaces_of_dataset(dataset: EpisodeDataset) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """Return the spaces of the environment that the data set names, else boxes around its numbers."""
+    env_id = dataset.metadata.get("env_id")
+    if isinstance(env_id, str) and env_id in gym.registry:
+        with gym.make(env_id) as env:
+            return agent_spaces(env)
+    logger.info("the data set names no registered environment; actions are bounded by those in the data")
+    low, high = dataset.actions.min(axis=0), dataset.actions.max(axis=0)
+    shape = (dataset.observation_size,)
+    return (
+        gym.spaces.Box(-np.inf, np.inf, shape, np.float64),
+        gym.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32),
+    )
+
+
+def check_dataset(
+    dataset: EpisodeDataset, observation_space: gym.spaces.Box, action_space: gym.spaces.Box
+) -> None:
+    """Raise if a data set does not belong to these spaces.
+
+    Raises:
+        DatasetError: sizes differ, or actions lie outside the action space.
+    """
+    found = (dataset.observation_size, dataset.action_size)
+    asked = (observation_space.shape[0], action_space.shape[0])
+    if found != asked:
+        raise DatasetError(
+            f"the agent's spaces have {asked[0]} observation and {asked[1]} action dimensions; "
+            f"the data set has {found[0]} and {found[1]}"
+        )
+    tolerance = 1e-5 * np.maximum(1.0, np.abs(action_space.high))
+    outside = (dataset.actions < action_space.low - tolerance) | (dataset.actions > action_space.high + tolerance)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise DatasetError(
+            f"actions[{row}, {column}] is {dataset.actions[row, column]}, outside the action space "
+            f"[{action_space.low[column]}, {action_space.high[column]}]; record the actions that were executed"
+        )

@@ -1,0 +1,366 @@
+"""TREBIAgent: episodes in, three models learned, and at every step a budget in and an action out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.utils import get_device
+
+from trebi_gym.agents import persistence
+from trebi_gym.agents.config import TREBIConfig
+from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.inputs import BudgetLike, PlanState, Request, critic_budgets, parse_request
+from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
+from trebi_gym.agents.models import PARTS, Task, fit_task
+from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
+from trebi_gym.agents.presets import preset
+from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.datasets import load as load_dataset
+from trebi_gym.datasets.recipes import RECIPES
+from trebi_gym.errors import NotLearnedError, ObservationError
+
+Array = npt.NDArray[Any]
+LEARNERS = {
+    "diffusion": ("learn_diffusion()", "scripts/train.py"),
+    "reward_critic": ("learn_reward_critic()", "scripts/train_values.py"),
+    "cost_critic": ("learn_cost_critic()", "scripts/train_cost_values.py"),
+}
+
+
+class TREBIAgent:
+    """Trajectory-based real-time budget inference (arXiv 2306.00603).
+
+    A diffusion model of trajectories, guided by a critic of the reward and one of the cost to come, plans anew at
+    every step; plans that are predicted to cost more than the budget are only taken when there is no other.
+
+    Args:
+        env_or_spaces: an environment, a vector environment, or a pair (observation space, action space); None takes
+            the spaces from the data set when learning.
+        config: a ``TREBIConfig`` or a preset's name.
+        device: "auto", "cpu", "cuda", ...
+        seed: of the weights, the training and the planning; None draws one.
+        verbose: 1 prints the training log.
+        tensorboard_log: folder for the training log, as TensorBoard events and CSV.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+        EnvironmentContractError: the spaces are not plain boxes.
+    """
+
+    def __init__(
+        self,
+        env_or_spaces: Any = None,
+        config: TREBIConfig | str = TREBIConfig(),
+        device: torch.device | str = "auto",
+        seed: int | None = None,
+        verbose: int = 0,
+        tensorboard_log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.config = preset(config) if isinstance(config, str) else config
+        self.device = get_device(device)
+        self.verbose = verbose
+        self.tensorboard_log = tensorboard_log
+        self.num_timesteps = 0
+        self.task: Task | None = None
+        self.models: dict[str, torch.nn.Module] = {}
+        self.learned_from: dict[str, Any] = {}
+        self.run: Run | None = None
+        self._env = env_or_spaces if hasattr(env_or_spaces, "step") else None
+        self.observation_space: gym.spaces.Box | None = None
+        self.action_space: gym.spaces.Box | None = None
+        if env_or_spaces is not None:
+            self.observation_space, self.action_space = agent_spaces(env_or_spaces)
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
+        self._generator = torch.Generator(device=self.device)
+        self.set_random_seed(self.seed)
+        self._planner: BudgetGuidedPlanner | None = None
+        self._logger: Logger | None = None
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(
+        self,
+        dataset: EpisodeDataset | str | os.PathLike[str],
+        total_steps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        progress_bar: bool = True,
+        resume_from: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Learn all three models from logged episodes, from the start.
+
+        Args:
+            dataset: a data set, its name, or its file.
+            total_steps: optimiser steps of the three models together, shared as the configuration does;
+                None takes the configuration's.
+            callback: as in Stable-Baselines3: a ``BaseCallback``, a list, or a function (locals, globals) -> bool;
+                False ends learning. ``num_timesteps`` counts optimiser steps.
+            log_interval: optimiser steps between two lines of the log.
+            progress_bar: show one.
+            resume_from: a file saved while learning the same data set; the result is as if it had not stopped.
+
+        Raises:
+            DatasetError: the data cannot be used.
+            CheckpointError: ``resume_from`` belongs to another configuration or other data.
+        """
+        return self._learn(PARTS, dataset, total_steps, callback, log_interval, progress_bar, resume_from)
+
+    def learn_diffusion(self, dataset: EpisodeDataset | str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Learn the trajectory model only; keyword arguments as for ``learn``."""
+        return self._learn(("diffusion",), dataset, **kwargs)
+
+    def learn_reward_critic(self, dataset: EpisodeDataset | str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Learn the critic of the reward to come only; keyword arguments as for ``learn``."""
+        return self._learn(("reward_critic",), dataset, **kwargs)
+
+    def learn_cost_critic(self, dataset: EpisodeDataset | str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Learn the critic of the cost to come only; keyword arguments as for ``learn``."""
+        return self._learn(("cost_critic",), dataset, **kwargs)
+
+    def _learn(
+        self,
+        parts: Sequence[str],
+        dataset: EpisodeDataset | str | os.PathLike[str],
+        total_steps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        progress_bar: bool = True,
+        resume_from: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        episodes = dataset if isinstance(dataset, EpisodeDataset) else load_dataset(dataset)
+        if self.observation_space is None or self.action_space is None:
+            self.observation_space, self.action_space = spaces_of_dataset(episodes)
+        check_dataset(episodes, self.observation_space, self.action_space)
+        # a single part of an agent that has others keeps the normalisers that these were fitted with
+        if self.task is None or set(parts) == set(PARTS):
+            recipe = RECIPES.get(str(episodes.metadata.get("name")))
+            factor = self.config.planner.budget_factor or (recipe.budget_factor if recipe else None)
+            self.task = fit_task(episodes, self.config, factor)
+        self.learned_from = {
+            "name": episodes.metadata.get("name"),
+            "env_id": episodes.metadata.get("env_id"),
+            "episodes": len(episodes),
+            "steps": episodes.n_steps,
+        }
+        self._planner = None
+        if resume_from is None:
+            for part in parts:
+                self.models.pop(part, None)
+            self.run, self.num_timesteps = None, 0
+        else:
+            persistence.resume(self, resume_from)
+        run_parts(self, parts, episodes, total_steps, callback, log_interval, progress_bar)
+        return self
+
+    @property
+    def logger(self) -> Logger:
+        """Stable-Baselines3's logger, as its callbacks expect."""
+        if self._logger is None:
+            formats = ["stdout"] if self.verbose else []
+            if self.tensorboard_log is not None:
+                formats += ["csv", "tensorboard"]
+            folder = None if self.tensorboard_log is None else os.fspath(self.tensorboard_log)
+            self._logger = configure(folder, formats) if formats else Logger(None, [])
+        return self._logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log to this logger from now on."""
+        self._logger = logger
+
+    def get_env(self) -> Any:
+        """Return the environment that the agent was made with, or None."""
+        return self._env
+
+    # ------------------------------------------------------------------ acting
+
+    def predict(
+        self,
+        observation: Any,
+        state: PlanState | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        *,
+        budget: BudgetLike | None = None,
+    ) -> tuple[npt.NDArray[np.float32], PlanState]:
+        """Plan, and return the first action of the best plan.
+
+        Args:
+            observation: (O,), or (E, O) for E environments, or the Dict of ``BudgetWrapper(observe=True)``.
+            state: what the last call returned; it tells the step of the episode, and carries the plan that
+                ``control_interval`` goes on with.
+            episode_start: (E,) environments that have just been reset.
+            deterministic: draw the same noise at every call, so that equal arguments give equal actions.
+            budget: what the rest of the episode may cost: a number or an array (E,) in undiscounted cost, or a
+                ``Budget`` (or one for each environment), which also tells its discount and the step. At or below
+                zero, as when it is overspent, the plan of least predicted cost is taken. Without a step from
+                a ``Budget``, the state or the observation, a whole episode is assumed to be ahead, which is cautious.
+
+        Returns:
+            The action (A,) or actions (E, A) within the action space, and the state for the next call.
+
+        Raises:
+            NotLearnedError: a model is missing.
+            ObservationError: an observation of a wrong shape, or not finite.
+            BudgetError: no budget, or one that is not a number.
+        """
+        planner, task = self._ready()
+        request = parse_request(observation, budget, task.observation_size)
+        environments = len(request.observations)
+        state = self._continued(state, episode_start, environments)
+        steps_left = self._steps_left(request, state, task)
+        interval = self.config.planner.control_interval
+        due = state.position >= interval
+        if due.any():
+            thresholds = self._thresholds(request, steps_left, task)
+            found = planner.search(
+                request.observations[due], thresholds[due], steps_left[due], self._noise(deterministic)
+            )
+            state.actions[due] = planner.best_actions(found, interval)
+            state.rewards[due], state.costs[due] = planner.best_scores(found)
+            state.budgets[due] = thresholds[due]
+            state.position[due] = 0
+        actions = state.actions[np.arange(environments), state.position]
+        state.position += 1
+        state.step = (task.episode_length - steps_left).astype(np.int64) + 1
+        assert self.action_space is not None
+        actions = np.clip(actions, self.action_space.low.ravel(), self.action_space.high.ravel())
+        actions = actions.reshape(environments, *self.action_space.shape).astype(np.float32)
+        return (actions[0] if request.single else actions), state
+
+    def plan(self, observation: Any, budget: BudgetLike | None = None) -> Plan:
+        """Return every candidate plan, the best first; arguments as for ``predict``, errors too."""
+        planner, task = self._ready()
+        request = parse_request(observation, budget, task.observation_size)
+        steps_left = self._steps_left(request, None, task)
+        thresholds = self._thresholds(request, steps_left, task)
+        return planner.plan(request.observations, thresholds, steps_left, self._noise(False))
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed what planning draws from here on."""
+        self._generator.manual_seed(self.seed if seed is None else seed)
+
+    def _noise(self, deterministic: bool) -> torch.Generator:
+        if not deterministic:
+            return self._generator
+        return torch.Generator(device=self.device).manual_seed(self.seed)
+
+    def _ready(self) -> tuple[BudgetGuidedPlanner, Task]:
+        missing = [part for part in PARTS if part not in self.models]
+        if missing or self.task is None:
+            remedies = "; ".join(f"{part}: {LEARNERS[part][0]} or {LEARNERS[part][1]}" for part in missing)
+            raise NotLearnedError(f"the agent has not learned all its models yet; call learn(dataset), or {remedies}")
+        if self._planner is None:
+            conditioned = bool(self.config.denoiser.options.get("condition"))
+            self._planner = BudgetGuidedPlanner(
+                self.models["diffusion"],
+                self.models["reward_critic"],
+                self.models["cost_critic"],
+                NoiseSchedule.cosine(self.config.diffusion_steps).to(self.device),
+                self.config.planner,
+                horizon=self.config.horizon,
+                observation_normalizer=self.task.observations,
+                action_normalizer=self.task.actions,
+                cost_range=(self.task.cost_low, self.task.cost_high) if conditioned else None,
+            )
+        return self._planner, self.task
+
+    def set_planner(self, **changes: Any) -> Self:
+        """Change how decisions are made, without learning anew: any field of ``PlannerConfig``.
+
+        Raises:
+            ConfigError: an unknown field, or a value that cannot work.
+        """
+        self.config = self.config.replace(planner=changes)
+        self._planner = None
+        return self
+
+    def _continued(self, state: PlanState | None, episode_start: Array | None, environments: int) -> PlanState:
+        interval = self.config.planner.control_interval
+        assert self.task is not None
+        if state is not None and len(state.step) != environments:
+            raise ObservationError(
+                f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
+                "pass state=None when the number of environments changes"
+            )
+        if state is None or state.actions.shape[1] != interval:
+            return PlanState(
+                step=np.zeros(environments, dtype=np.int64) if state is None else state.step.copy(),
+                actions=np.zeros((environments, interval, self.task.action_size), dtype=np.float32),
+                position=np.full(environments, interval, dtype=np.int64),
+                rewards=np.zeros(environments, dtype=np.float32),
+                costs=np.zeros(environments, dtype=np.float32),
+                budgets=np.zeros(environments, dtype=np.float32),
+            )
+        started = np.zeros(environments, dtype=np.bool_)
+        if episode_start is not None:
+            started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
+        return PlanState(
+            step=np.where(started, 0, state.step),
+            actions=state.actions.copy(),
+            position=np.where(started, interval, state.position),
+            rewards=state.rewards.copy(),
+            costs=state.costs.copy(),
+            budgets=state.budgets.copy(),
+        )
+
+    def _steps_left(self, request: Request, state: PlanState | None, task: Task) -> npt.NDArray[np.float64]:
+        if request.steps_left is not None:
+            return np.maximum(request.steps_left, 1.0)
+        steps = request.steps
+        if state is not None:
+            steps = np.where(steps < 0, state.step, steps)
+        return np.maximum(task.episode_length - np.maximum(steps, 0), 1).astype(np.float64)
+
+    def _thresholds(
+        self, request: Request, steps_left: npt.NDArray[np.float64], task: Task
+    ) -> npt.NDArray[np.float64]:
+        return critic_budgets(
+            request,
+            steps_left,
+            rule=self.config.planner.budget_rule,
+            cost_discount=self.config.cost_discount,
+            factor=task.budget_factor,
+        )
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> Path:
+        """Write one zip of JSON and safetensors; it appears only when it is complete.
+
+        While learning goes on, the file also holds what ``learn(resume_from=...)`` needs.
+
+        Args:
+            path: gets the ending ``.zip`` if it has none.
+            parts: only these models; None: all there are.
+
+        Raises:
+            NotLearnedError: there is nothing to save yet.
+        """
+        return persistence.save(self, path, parts)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], env: Any = None, device: torch.device | str = "auto"
+    ) -> Self:
+        """Read an agent from its zip, or from a folder of zips with one model each; no code in them is run.
+
+        Raises:
+            CheckpointError: it is not a saved agent, or the files in the folder do not belong together.
+        """
+        agent: Self = persistence.load(cls, path, env, device)
+        return agent
+
+    def __repr__(self) -> str:
+        learned = ", ".join(self.models) or "nothing"
+        return f"TREBIAgent(preset={self.config.preset!r}, device={str(self.device)!r}, learned: {learned})"
+
+

@@ -1,0 +1,406 @@
+"""Recording episodes: of a policy, or of a whole Stable-Baselines3 training run.
+
+What is recorded are the environment's own steps: the action as it was executed, the true end, and ``info["cost"]``.
+A replay buffer is not used: Stable-Baselines3 stores rescaled actions there and time limits as terminals.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.budget import Budget
+from trebi_gym.datasets.episode import Episode, EpisodeDataset
+from trebi_gym.datasets.recipes import DATATYPES, dataset_name, recipe_for_env
+from trebi_gym.errors import DatasetError, EnvironmentContractError
+from trebi_gym.rollout import Policy, make_envs, rollout
+
+Array = npt.NDArray[Any]
+Progress = Callable[[int], None]  # called with the number of steps that were added
+
+
+class RandomPolicy:
+    """Draws every action uniformly from a bounded action space."""
+
+    def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
+        if not isinstance(action_space, gym.spaces.Box) or not action_space.is_bounded():
+            raise DatasetError(f"uniform actions need a bounded Box action space; got {action_space}")
+        self._space = action_space
+        self._generator = np.random.default_rng(seed)
+
+    def predict(
+        self,
+        observation: Array,
+        state: Any = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        *,
+        budget: Sequence[Budget],
+    ) -> tuple[Array, Any]:
+        """Return (E, A) uniform actions."""
+        shape = (len(observation), *self._space.shape)
+        actions = self._generator.uniform(self._space.low, self._space.high, size=shape)
+        return actions.astype(self._space.dtype), state
+
+
+class StableBaselinesPolicy:
+    """A Stable-Baselines3 policy, which knows of no budget."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def predict(
+        self,
+        observation: Array,
+        state: Any = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        *,
+        budget: Sequence[Budget],
+    ) -> tuple[Array, Any]:
+        """Return (E, A) actions within the action space."""
+        actions, state = self._policy.predict(
+            observation, state=state, episode_start=episode_start, deterministic=deterministic
+        )
+        return actions, state
+
+
+def collect(
+    env_id: str,
+    policy: Policy,
+    *,
+    steps: int,
+    seed: int,
+    n_envs: int = 8,
+    deterministic: bool = False,
+    progress: Progress | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> EpisodeDataset:
+    """Record whole episodes of a policy until they hold at least ``steps`` steps.
+
+    Episodes are taken in the order in which they started, so that short ones are not preferred.
+
+    Args:
+        env_id: an environment with ``info["cost"]``.
+        policy: what acts, with budgets of infinity.
+        steps: the least number of steps.
+        seed: of the first episode; the others count on from it.
+        n_envs: environments at once.
+        deterministic: handed to the policy.
+        progress: called with the number of new steps.
+        metadata: added to what is recorded about the environment.
+
+    Raises:
+        DatasetError: ``steps`` is not positive.
+        EnvironmentContractError: the environment reports no cost.
+    """
+    if steps < 1:
+        raise DatasetError(f"steps must be at least 1; got {steps}")
+    envs = make_envs(env_id, n_envs)
+    running: dict[int, _Recording] = {}
+    finished: dict[int, Episode] = {}
+    try:
+        for step in rollout(policy, envs, budgets=itertools.repeat(math.inf), seed=seed, deterministic=deterministic):
+            for index in np.flatnonzero(step.active):
+                number = int(step.episode[index])
+                recording = running.setdefault(number, _Recording(step.observations[index]))
+                recording.add(
+                    step.actions[index], step.rewards[index], step.costs[index], step.next_observations[index]
+                )
+                if step.done[index]:
+                    finished[number] = recording.finish(bool(step.terminated[index]), bool(step.truncated[index]))
+                    del running[number]
+            if progress is not None:
+                progress(int(step.active.sum()))
+            kept = _first_episodes(finished, steps)
+            if kept is not None:
+                break
+    finally:
+        envs.close()
+    information = describe_env(env_id) | {"seed": seed, **(metadata or {})}
+    return _with_statistics(EpisodeDataset.from_episodes(kept or [], information))
+
+
+def record_training(
+    env_id: str,
+    *,
+    steps: int,
+    seed: int,
+    hyperparameters: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    snapshots: int = 0,
+) -> TrainingRecord:
+    """Train Stable-Baselines3's SAC and record every step that the environment took.
+
+    Args:
+        env_id: an environment with ``info["cost"]``.
+        steps: of training.
+        seed: of the environment, the networks and the exploration.
+        hyperparameters: of ``stable_baselines3.SAC``; its defaults otherwise.
+        progress: called with the number of new steps.
+        snapshots: how many copies of the policy to keep, spread evenly over the run.
+
+    Raises:
+        DatasetError: too few steps for a single episode to end.
+        EnvironmentContractError: the environment reports no cost.
+    """
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    recorder = StepRecorder(gym.make(env_id))
+    every = max(1, steps // snapshots) if snapshots else 0
+    policies: list[tuple[int, dict[str, Any]]] = []
+
+    class Follow(BaseCallback):
+        def _on_step(self) -> bool:
+            if progress is not None:
+                progress(1)
+            if every and self.num_timesteps % every == 0:
+                policies.append((self.num_timesteps, copy.deepcopy(self.model.policy.state_dict())))
+            return True
+
+    model = SAC("MlpPolicy", recorder, seed=seed, device="cpu", **(hyperparameters or {}))
+    try:
+        model.learn(total_timesteps=steps, callback=Follow())
+    finally:
+        recorder.close()
+    information = describe_env(env_id) | describe_sac(model, hyperparameters or {}, steps) | {"seed": seed}
+    dropped = recorder.unfinished_steps
+    if dropped:
+        information["dropped_steps"] = dropped
+    dataset = _with_statistics(EpisodeDataset.from_episodes(recorder.episodes, information))
+    return TrainingRecord(dataset=dataset, model=model, policies=policies)
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a training run leaves: its steps, the trained model, and policies from on the way."""
+
+    dataset: EpisodeDataset
+    model: Any  # stable_baselines3.SAC
+    policies: list[tuple[int, dict[str, Any]]]  # (training step, policy weights)
+
+    def medium_policy(self) -> tuple[int, dict[str, Any]]:
+        """Return the first kept policy whose running return reached a third of the way to the best.
+
+        The running return is the mean of the ten episodes that ended last.
+        """
+        returns = self.dataset.episode_returns
+        window = np.ones(min(10, len(returns)))
+        running = np.convolve(returns, window / len(window), mode="valid")
+        threshold = running[0] + (running.max() - running[0]) / 3
+        ended = np.cumsum(self.dataset.lengths)[len(window) - 1 :]
+        reached = int(ended[int(np.argmax(running >= threshold))])
+        return next(((step, weights) for step, weights in self.policies if step >= reached), self.policies[-1])
+
+
+def generate(
+    env_id: str,
+    datatype: Literal["random", "medium-replay", "medium", "expert"] | str,
+    *,
+    steps: int,
+    seed: int,
+    training_steps: int | None = None,
+    hyperparameters: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> EpisodeDataset:
+    """Build a data set of one of the usual kinds.
+
+    ``random``: uniform actions. ``medium-replay``: every step of a SAC training run. ``medium`` and ``expert``:
+    episodes of the policy a third of the way to the run's best return, and of its final policy.
+
+    Args:
+        env_id: an environment with ``info["cost"]``.
+        datatype: the kind.
+        steps: steps in the data set.
+        seed: of everything that is drawn.
+        training_steps: of SAC for ``medium`` and ``expert``; as many as the task's recipe, else ``steps``.
+        hyperparameters: of SAC; the recipe's, else Stable-Baselines3's defaults.
+        progress: called with the number of new steps.
+
+    Raises:
+        DatasetError: the datatype is not known, or steps are too few.
+        EnvironmentContractError: the environment reports no cost.
+    """
+    name = dataset_name(env_id, datatype)
+    if steps < 1:
+        raise DatasetError(f"steps must be at least 1; got {steps}")
+    recipe = recipe_for_env(env_id)
+    if hyperparameters is None:
+        hyperparameters = recipe.hyperparameters if recipe else {}
+    information: dict[str, Any] = {"name": name, "datatype": datatype}
+    if datatype == "random":
+        with gym.make(env_id) as env:
+            policy = RandomPolicy(env.action_space, seed)
+        information["algorithm"] = "uniform actions"
+        return collect(env_id, policy, steps=steps, seed=seed, progress=progress, metadata=information)
+    if datatype == "medium-replay":
+        record = record_training(
+            env_id, steps=steps, seed=seed, hyperparameters=hyperparameters, progress=progress
+        )
+        return _with_metadata(record.dataset, information)
+    if training_steps is None:
+        training_steps = recipe.steps if recipe else steps
+    record = record_training(
+        env_id, steps=training_steps, seed=seed, hyperparameters=hyperparameters, progress=progress, snapshots=100
+    )
+    information |= {key: record.dataset.metadata[key] for key in ("algorithm", "hyperparameters", "training_steps")}
+    if datatype == "medium":
+        information["policy_step"], weights = record.medium_policy()
+        record.model.policy.load_state_dict(weights)
+    else:
+        information["policy_step"] = training_steps
+    # another seed than the training run's, so that the episodes are new ones
+    return collect(
+        env_id,
+        StableBaselinesPolicy(record.model),
+        steps=steps,
+        seed=seed + 1_000_000,
+        progress=progress,
+        metadata=information | {"seed": seed},
+    )
+
+
+class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps every episode that its environment finishes."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.episodes: list[Episode] = []
+        self._running: _Recording | None = None
+
+    @property
+    def unfinished_steps(self) -> int:
+        """Steps of an episode that had not ended when the run did."""
+        return len(self._running.rewards) if self._running else 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; one that was broken off is forgotten."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._running = _Recording(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step and record."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if "cost" not in info:
+            raise EnvironmentContractError(
+                'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper'
+            )
+        assert self._running is not None
+        self._running.add(action, reward, info["cost"], observation)
+        if terminated or truncated:
+            self.episodes.append(self._running.finish(terminated, truncated))
+            self._running = None
+        return observation, reward, terminated, truncated, info
+
+
+@dataclass
+class _Recording:
+    first: Array
+    observations: list[Array] = field(default_factory=list)
+    actions: list[Array] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.observations.append(np.array(self.first, dtype=np.float32))
+
+    def add(self, action: Any, reward: Any, cost: Any, observation: Any) -> None:
+        self.actions.append(np.array(action, dtype=np.float32))
+        self.rewards.append(float(reward))
+        self.costs.append(float(cost))
+        self.observations.append(np.array(observation, dtype=np.float32))
+
+    def finish(self, terminated: bool, truncated: bool) -> Episode:
+        return Episode(
+            observations=np.stack(self.observations),
+            actions=np.stack(self.actions),
+            rewards=np.array(self.rewards, dtype=np.float32),
+            costs=np.array(self.costs, dtype=np.float32),
+            terminated=terminated,
+            truncated=truncated and not terminated,
+        )
+
+
+def describe_env(env_id: str) -> dict[str, Any]:
+    """Return what a data set's metadata say of the environment: id, specification, time limit, versions."""
+    spec = gym.spec(env_id)
+    packages = ("trebi-gym", "gymnasium", "mujoco", "stable-baselines3", "torch", "numpy")
+    return {
+        "env_id": env_id,
+        "env_spec": spec.to_json(),
+        "episode_length": spec.max_episode_steps,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+    }
+
+
+def describe_sac(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return what a data set's metadata say of the algorithm: its name and the hyperparameters it ran with."""
+    return {
+        "algorithm": "stable_baselines3.SAC",
+        "training_steps": steps,
+        "hyperparameters": {
+            "learning_rate": model.learning_rate,
+            "buffer_size": model.buffer_size,
+            "batch_size": model.batch_size,
+            "gamma": model.gamma,
+            "tau": model.tau,
+            "learning_starts": model.learning_starts,
+            "given": {key: repr(value) for key, value in given.items()},
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _first_episodes(finished: dict[int, Episode], steps: int) -> list[Episode] | None:
+    kept: list[Episode] = []
+    total = 0
+    while total < steps:
+        if len(kept) not in finished:
+            return None
+        kept.append(finished[len(kept)])
+        total += len(kept[-1])
+    return kept
+
+
+def _with_metadata(dataset: EpisodeDataset, extra: dict[str, Any]) -> EpisodeDataset:
+    return EpisodeDataset(
+        dataset.observations,
+        dataset.actions,
+        dataset.rewards,
+        dataset.costs,
+        dataset.lengths,
+        dataset.terminated,
+        dataset.truncated,
+        {**dataset.metadata, **extra},
+    )
+
+
+def _with_statistics(dataset: EpisodeDataset) -> EpisodeDataset:
+    def summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
+        return {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
+
+    statistics = {
+        "episodes": len(dataset),
+        "steps": dataset.n_steps,
+        "returns": summary(dataset.episode_returns),
+        "costs": summary(dataset.episode_costs),
+    }
+    return _with_metadata(dataset, {"statistics": statistics})

@@ -1,0 +1,313 @@
+"""Logged episodes: validated once, immutable afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.errors import DatasetError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One episode of L steps: row t is what was seen, done, earned and paid at step t."""
+
+    observations: Array  # (L + 1, O), the last one after the last step
+    actions: Array  # (L, A)
+    rewards: Array  # (L,)
+    costs: Array  # (L,): row t is the cost that action t caused
+    terminated: bool  # ended by the task itself
+    truncated: bool  # ended by a time limit
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def __repr__(self) -> str:
+        end = "terminated" if self.terminated else "truncated"
+        return f"Episode({len(self)} steps, return {self.rewards.sum():.4g}, cost {self.costs.sum():.4g}, {end})"
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeDataset:
+    """E finished episodes of S steps in all, kept one behind the other in flat arrays.
+
+    Args:
+        observations: (S + E, O): every episode's L + 1 observations.
+        actions: (S, A).
+        rewards: (S,).
+        costs: (S,): row t is the cost that action t caused.
+        lengths: (E,) steps of every episode, at least 1.
+        terminated: (E,) ended by the task itself.
+        truncated: (E,) ended by a time limit.
+        metadata: where the data come from; plain JSON.
+
+    Raises:
+        DatasetError: shapes or lengths that do not fit, NaN or infinite values, no episode.
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    costs: Array
+    lengths: npt.NDArray[np.int64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("observations", "actions", "rewards", "costs"):
+            array = np.asarray(getattr(self, name))
+            if not np.issubdtype(array.dtype, np.floating):
+                array = array.astype(np.float32)
+            object.__setattr__(self, name, _frozen(array))
+        object.__setattr__(self, "lengths", _frozen(np.asarray(self.lengths, dtype=np.int64)))
+        object.__setattr__(self, "terminated", _frozen(np.asarray(self.terminated, dtype=np.bool_)))
+        object.__setattr__(self, "truncated", _frozen(np.asarray(self.truncated, dtype=np.bool_)))
+        self._validate()
+
+    def _validate(self) -> None:
+        episodes = len(self.lengths)
+        if episodes == 0:
+            raise DatasetError("the data hold no finished episode: no step is marked as terminal or timeout")
+        if self.lengths.min() < 1:
+            raise DatasetError(f"episode {int(self.lengths.argmin())} has no step; every episode needs at least one")
+        steps = int(self.lengths.sum())
+        for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1), ("costs", 1)):
+            array: Array = getattr(self, name)
+            rows = steps + episodes if name == "observations" else steps
+            if array.ndim != dimensions or len(array) != rows or 0 in array.shape:
+                shape = f"({rows}, n)" if dimensions == 2 else f"({rows},)"
+                raise DatasetError(
+                    f"{name} must have shape {shape} for {steps} steps in {episodes} episodes; found {array.shape}"
+                )
+            check_finite(name, array)
+        for name in ("terminated", "truncated"):
+            if getattr(self, name).shape != (episodes,):
+                raise DatasetError(f"{name} must have shape ({episodes},); found {getattr(self, name).shape}")
+
+    @classmethod
+    def from_steps(
+        cls,
+        *,
+        observations: Array,
+        next_observations: Array,
+        actions: Array,
+        rewards: Array,
+        costs: Array,
+        terminals: Array,
+        timeouts: Array,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> EpisodeDataset:
+        """Split S flat steps into episodes: one ends wherever ``terminals`` or ``timeouts`` is set.
+
+        Steps behind the last end belong to an unfinished episode and are left out;
+        ``metadata["dropped_steps"]`` counts them.
+
+        Raises:
+            DatasetError: lengths that differ, NaN or infinite values, no finished episode, or a next observation
+                that is not the following step's observation although the episode goes on.
+        """
+        arrays = {
+            "observations": np.asarray(observations),
+            "next_observations": np.asarray(next_observations),
+            "actions": np.asarray(actions),
+            "rewards": np.asarray(rewards),
+            "costs": np.asarray(costs),
+            "terminals": np.asarray(terminals),
+            "timeouts": np.asarray(timeouts),
+        }
+        for name in ("rewards", "costs", "terminals", "timeouts"):
+            if arrays[name].ndim == 2 and arrays[name].shape[1] == 1:
+                arrays[name] = arrays[name][:, 0]
+        sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1:
+            raise DatasetError(f"all arrays must hold the same number of steps; found {sizes}")
+        for name in ("observations", "next_observations", "actions"):
+            if arrays[name].ndim != 2:
+                raise DatasetError(f"{name} must have two dimensions (steps, features); found {arrays[name].shape}")
+        for name in ("rewards", "costs", "terminals", "timeouts"):
+            if arrays[name].ndim != 1:
+                raise DatasetError(f"{name} must have one dimension (steps,); found {arrays[name].shape}")
+        if arrays["observations"].shape != arrays["next_observations"].shape:
+            raise DatasetError(
+                "observations and next_observations must have the same shape; "
+                f"found {arrays['observations'].shape} and {arrays['next_observations'].shape}"
+            )
+        for name in ("observations", "next_observations", "actions", "rewards", "costs"):
+            check_finite(name, arrays[name])
+        terminal = arrays["terminals"].astype(np.bool_)
+        timeout = arrays["timeouts"].astype(np.bool_)
+        ends = np.flatnonzero(terminal | timeout)
+        if len(ends) == 0:
+            raise DatasetError(
+                f"none of the {sizes['rewards']} steps is marked in terminals or timeouts, "
+                "so the data hold no finished episode; mark at least the last step of every episode"
+            )
+        steps = int(ends[-1]) + 1
+        lengths = np.diff(ends, prepend=-1)
+        inside = np.ones(steps, dtype=np.bool_)
+        inside[ends] = False
+        rows = np.flatnonzero(inside)
+        differs = (arrays["next_observations"][rows] != arrays["observations"][rows + 1]).any(axis=1)
+        if differs.any():
+            row = int(rows[differs.argmax()])
+            raise DatasetError(
+                f"next_observations[{row}] differs from observations[{row + 1}] although no episode ends at step "
+                f"{row}; mark the end of every episode in terminals or timeouts"
+            )
+        # every step's observation, and behind every episode the one that its last step led to
+        target = np.arange(steps) + np.repeat(np.arange(len(ends)), lengths)
+        joined = np.empty((steps + len(ends), arrays["observations"].shape[1]), arrays["observations"].dtype)
+        joined[target] = arrays["observations"][:steps]
+        joined[ends + np.arange(len(ends)) + 1] = arrays["next_observations"][ends]
+        information = dict(metadata or {})
+        if sizes["rewards"] > steps:
+            information["dropped_steps"] = sizes["rewards"] - steps
+        return cls(
+            observations=joined,
+            actions=arrays["actions"][:steps],
+            rewards=arrays["rewards"][:steps],
+            costs=arrays["costs"][:steps],
+            lengths=lengths,
+            terminated=terminal[ends],
+            truncated=timeout[ends] & ~terminal[ends],
+            metadata=information,
+        )
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[Episode], metadata: Mapping[str, Any] | None = None) -> EpisodeDataset:
+        """Join single episodes.
+
+        Raises:
+            DatasetError: no episode, or arrays that do not fit together.
+        """
+        items = list(episodes)
+        if not items:
+            raise DatasetError("the data hold no finished episode")
+        for index, episode in enumerate(items):
+            if len(episode.observations) != len(episode.rewards) + 1:
+                raise DatasetError(
+                    f"episode {index} has {len(episode.rewards)} rewards and so needs "
+                    f"{len(episode.rewards) + 1} observations; found {len(episode.observations)}"
+                )
+        try:
+            return cls(
+                observations=np.concatenate([episode.observations for episode in items]),
+                actions=np.concatenate([episode.actions for episode in items]),
+                rewards=np.concatenate([episode.rewards for episode in items]),
+                costs=np.concatenate([episode.costs for episode in items]),
+                lengths=np.array([len(episode) for episode in items]),
+                terminated=np.array([episode.terminated for episode in items]),
+                truncated=np.array([episode.truncated for episode in items]),
+                metadata=dict(metadata or {}),
+            )
+        except ValueError as error:
+            raise error if isinstance(error, DatasetError) else DatasetError(
+                f"the episodes do not have the same observation and action sizes: {error}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        index %= len(self)
+        start, length = int(self.starts[index]), int(self.lengths[index])
+        rows = slice(start, start + length)
+        return Episode(
+            observations=self.observations[start + index : start + index + length + 1],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            costs=self.costs[rows],
+            terminated=bool(self.terminated[index]),
+            truncated=bool(self.truncated[index]),
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        name = self.metadata.get("name", "EpisodeDataset")
+        returns, costs = self.episode_returns, self.episode_costs
+        return (
+            f"<{name}: {len(self)} episodes, {self.n_steps} steps, "
+            f"observations ({self.observation_size},), actions ({self.action_size},), "
+            f"return {returns.min():.4g} to {returns.max():.4g}, cost {costs.min():.4g} to {costs.max():.4g}>"
+        )
+
+    @property
+    def n_steps(self) -> int:
+        """S, the number of steps."""
+        return len(self.rewards)
+
+    @property
+    def observation_size(self) -> int:
+        """O, the numbers in an observation."""
+        return int(self.observations.shape[1])
+
+    @property
+    def action_size(self) -> int:
+        """A, the numbers in an action."""
+        return int(self.actions.shape[1])
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(E,) the first row of every episode in ``actions``, ``rewards`` and ``costs``."""
+        starts: npt.NDArray[np.int64] = np.cumsum(self.lengths) - self.lengths
+        return starts
+
+    @property
+    def observation_rows(self) -> npt.NDArray[np.int64]:
+        """(S,) where in ``observations`` each step's own observation lies."""
+        rows: npt.NDArray[np.int64] = np.arange(self.n_steps) + np.repeat(np.arange(len(self)), self.lengths)
+        return rows
+
+    @property
+    def episode_returns(self) -> npt.NDArray[np.float64]:
+        """(E,) sum of rewards of every episode."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
+
+    @property
+    def episode_costs(self) -> npt.NDArray[np.float64]:
+        """(E,) sum of costs of every episode."""
+        return np.add.reduceat(self.costs.astype(np.float64), self.starts)
+
+    @property
+    def episode_length(self) -> int:
+        """The task's time limit as far as known: from the metadata, else the longest episode."""
+        return int(self.metadata.get("episode_length") or self.lengths.max())
+
+    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> EpisodeDataset:
+        """Return the data set of these episodes only."""
+        return EpisodeDataset.from_episodes((self[int(index)] for index in indices), self.metadata)
+
+
+def check_finite(name: str, array: Array) -> None:
+    """Raise if an array holds NaN or infinite values, naming the first.
+
+    Raises:
+        DatasetError: with the index of the first such value.
+    """
+    if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
+        raise DatasetError(f"{name} must hold numbers; found {array.dtype}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        first = tuple(int(i) for i in np.unravel_index(int((~finite).argmax()), array.shape))
+        index = ", ".join(map(str, first))
+        raise DatasetError(
+            f"{name}[{index}] is {array[first]}; {int((~finite).sum())} of {array.size} values are NaN or infinite: "
+            "remove those episodes or mend the recording"
+        )
+
+
+def _frozen(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,138 @@
+"""Windows of H steps from episodes, with what is still to come at their first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.datasets.normalizers import AffineNormalizer
+from trebi_gym.errors import DatasetError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A batch of windows, as tensors; B = 1 dimension less for a single index."""
+
+    trajectory: torch.Tensor  # (B, H, D) normalised, actions first
+    return_to_go: torch.Tensor  # (B,) discounted rewards from the first step to the episode's end
+    cost_to_go: torch.Tensor  # (B,) discounted costs from the first step to the episode's end
+    steps_left: torch.Tensor  # (B,) steps from the first one to the episode's time limit
+
+
+def discounted_to_go(values: Array, lengths: npt.NDArray[np.int64], discount: float) -> npt.NDArray[np.float64]:
+    """Return ``sum_{i >= t} discount**(i - t) values_i`` within every episode, for flat (S,) values.
+
+    One pass backwards over the longest episode, all episodes at once.
+    """
+    starts = np.cumsum(lengths) - lengths
+    order = np.argsort(-lengths, kind="stable")  # the episodes still running at step t come first
+    ascending = np.sort(lengths)
+    running = len(lengths) - np.searchsorted(ascending, np.arange(int(lengths.max())), side="right")
+    to_go = np.empty(len(values), dtype=np.float64)
+    tail = np.zeros(len(lengths), dtype=np.float64)
+    for t in range(int(lengths.max()) - 1, -1, -1):
+        episodes = order[: running[t]]
+        rows = starts[episodes] + t
+        tail[episodes] = values[rows] + discount * tail[episodes]
+        to_go[rows] = tail[episodes]
+    return to_go
+
+
+class TrajectoryWindows:
+    """Every window of ``horizon`` steps of a data set, kept as tensors on one device and gathered there.
+
+    A window may start at step ``min(L - 1, L_max - H)`` of an episode of L steps at the latest, where ``L_max`` is the
+    task's time limit (TREBI's published rule); rows behind the end of an episode are raw zeros, then normalised.
+
+    Args:
+        dataset: the episodes.
+        horizon: H, at most the time limit.
+        observation_normalizer: for the O observation columns.
+        action_normalizer: for the A action columns.
+        discount: of rewards- and costs-to-go, in (0, 1].
+        device: where the tensors live.
+        termination_reward: added to the reward of an episode's last step where the task ended it.
+        termination_cost: added to the cost of that step.
+
+    Raises:
+        DatasetError: the horizon is longer than every episode may be.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        horizon: int,
+        observation_normalizer: AffineNormalizer,
+        action_normalizer: AffineNormalizer,
+        discount: float,
+        *,
+        cost_discount: float | None = None,
+        device: torch.device | str = "cpu",
+        termination_reward: float = 0.0,
+        termination_cost: float = 0.0,
+    ) -> None:
+        limit = max(dataset.episode_length, int(dataset.lengths.max()))
+        if horizon > limit:
+            raise DatasetError(
+                f"the horizon is {horizon} steps, but an episode has at most {limit}; choose a horizon of at most {limit}"
+            )
+        self.horizon = horizon
+        self.device = torch.device(device)
+        # copies: a penalty never reaches the stored arrays
+        rewards = dataset.rewards.astype(np.float64)
+        costs = dataset.costs.astype(np.float64)
+        last = dataset.starts + dataset.lengths - 1
+        rewards[last[dataset.terminated]] += termination_reward
+        costs[last[dataset.terminated]] += termination_cost
+        return_to_go = discounted_to_go(rewards, dataset.lengths, discount)
+        cost_to_go = discounted_to_go(costs, dataset.lengths, discount if cost_discount is None else cost_discount)
+
+        actions = action_normalizer.normalize(dataset.actions)
+        observations = observation_normalizer.normalize(dataset.observations[dataset.observation_rows])
+        rows = np.concatenate([actions, observations], axis=1).astype(np.float32)
+        padding = np.concatenate(
+            [
+                action_normalizer.normalize(np.zeros(dataset.action_size)),
+                observation_normalizer.normalize(np.zeros(dataset.observation_size)),
+            ]
+        ).astype(np.float32)
+        # one padding row behind all others; a window's rows behind its episode's end point to it
+        self._rows = torch.from_numpy(np.concatenate([rows, padding[None]])).to(self.device)
+        latest = np.minimum(dataset.lengths - 1, limit - horizon)
+        counts = latest + 1
+        episodes = np.repeat(np.arange(len(dataset)), counts)
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        first = dataset.starts[episodes] + within
+        self._first = torch.from_numpy(first).to(self.device)
+        self._end = torch.from_numpy(dataset.starts[episodes] + dataset.lengths[episodes]).to(self.device)
+        self._return_to_go = torch.from_numpy(return_to_go[first].astype(np.float32)).to(self.device)
+        self._cost_to_go = torch.from_numpy(cost_to_go[first].astype(np.float32)).to(self.device)
+        self._steps_left = torch.from_numpy((limit - within).astype(np.float32)).to(self.device)
+        self._offsets = torch.arange(horizon, device=self.device)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    @property
+    def cost_range(self) -> tuple[float, float]:
+        """The least and the greatest cost-to-go at a window's first step."""
+        return float(self._cost_to_go.min()), float(self._cost_to_go.max())
+
+    def __getitem__(self, index: int | torch.Tensor) -> Window:
+        """Gather one window, or a batch of them for a tensor of indices (B,)."""
+        first, end = self._first[index], self._end[index]
+        rows = first.unsqueeze(-1) + self._offsets
+        rows = torch.where(rows < end.unsqueeze(-1), rows, len(self._rows) - 1)
+        return Window(
+            trajectory=self._rows[rows],
+            return_to_go=self._return_to_go[index],
+            cost_to_go=self._cost_to_go[index],
+            steps_left=self._steps_left[index],
+        )

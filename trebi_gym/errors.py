@@ -1,0 +1,37 @@
+"""The errors that trebi-gym raises on purpose: each says what was asked, what was found and what to do."""
+
+
+class TrebiError(Exception):
+    """Base class: catch it to catch every error that this package raises on purpose."""
+
+
+class BudgetError(TrebiError, ValueError):
+    """A budget that cannot be used: negative, not a number, of the wrong shape, or missing."""
+
+
+class DatasetError(TrebiError, ValueError):
+    """A data set that cannot be read, or that does not hold what its format promises."""
+
+
+class ConfigError(TrebiError, ValueError):
+    """A configuration that cannot work, found when it is made."""
+
+
+class CheckpointError(TrebiError, ValueError):
+    """A file that is not a saved agent, or that does not fit this one."""
+
+
+class NotLearnedError(TrebiError, RuntimeError):
+    """The agent was asked for something that it has not learned yet."""
+
+
+class ObservationError(TrebiError, ValueError):
+    """An observation that does not fit the agent's observation space."""
+
+
+class EnvironmentContractError(TrebiError, TypeError):
+    """An environment that does not offer what is needed, such as ``info["cost"]``."""
+
+
+class RenderingError(TrebiError, RuntimeError):
+    """Nothing can be drawn on this machine as it is set up."""
