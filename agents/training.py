@@ -45,7 +45,7 @@ class Fit:
         self.step = 0
         self._loss = loss
         self._generator = generator
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, foreach=True)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
         self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self._average.update_parameters(model)
 

@@ -163,11 +163,11 @@ def ddim(
 ) -> tuple[Tensor, Scores | None]:
     """Sample plans (B, H, D) by n_steps of the schedule's steps (arXiv 2010.02502, eq. 12 and 16).
 
-    From a noise level with a = alphas_cumprod to the next with b > a (the last b is 1), with e the noise in
-    x: `x <- sqrt(b) x0 + sqrt(1 - b - s^2) e + s noise`, where s = eta sqrt(v), v = (1 - b) / (1 - a) (1 - a
-    / b). The guided moves use v, clipped as in the schedule: with all steps and eta = 1 this is `ddpm`. No
-    noise is drawn after the first where eta is 0. n_steps = None takes all. Returns the plans and the
-    guide's scores in its last evaluation, before the last denoising.
+    From a noise level with a = alphas_cumprod to the next with b > a (the last b is 1), e the noise in x:
+    `x <- sqrt(b) x0 + sqrt(1 - b - s^2) e + s noise`, s = eta sqrt(v), `v = (1 - b) / (1 - a) * (1 - a / b)`.
+    The guided moves use v, clipped as in the schedule: with all steps and eta = 1 this is `ddpm`. No noise is
+    drawn after the first where eta is 0. n_steps = None takes all. Returns the plans and the guide's scores
+    at the last step, before the last denoising.
 
     Raises:
         ValueError: where n_steps is below 1 or above the schedule's number of steps, or eta is negative.
@@ -175,7 +175,8 @@ def ddim(
     if eta < 0:
         raise ValueError(f"eta must not be negative, got {eta}")
     steps = ddim_steps(schedule.n_steps, schedule.n_steps if n_steps is None else n_steps)
-    noisy = schedule.alphas_cumprod[steps]
+    # Indexing by a list would copy it to the device, which a CUDA graph cannot record.
+    noisy = torch.stack([schedule.alphas_cumprod[step] for step in steps])
     cleaner = torch.cat([noisy[1:], torch.ones_like(noisy[:1])])
     variance = (1 - cleaner) / (1 - noisy) * (cleaner - noisy) / cleaner
     spread = eta * variance.sqrt()
@@ -185,9 +186,10 @@ def ddim(
     move = variance.clamp(min=1e-20)
 
     x = pin(draw_noise(shape))
-    scores = None
+    scores: Scores | None = None
     for i, step in enumerate(steps):
         t = _expanded(step, x)
+        scores = None
         if guide is not None:
             if step >= guidance.stop_below and guidance.moves > 0:
                 x, scores = guided_moves(x, t, move[i], guide=guide, pin=pin, guidance=guidance)

@@ -93,7 +93,7 @@ def test_a_predicted_cost_that_is_not_a_number_comes_last():
     assert rank(scores, torch.tensor([1.0])).tolist() == [[1, 2, 0]]
 
 
-def test_a_predicted_reward_that_is_not_a_number_never_leads():
+def test_a_predicted_reward_that_is_not_a_number_follows_the_others_within_the_budget():
     scores = Scores(torch.tensor([[math.nan, 1.0, 2.0]]), torch.tensor([[0.0, 0.0, 0.0]]))
     assert rank(scores, torch.tensor([1.0])).tolist() == [[2, 1, 0]]
 

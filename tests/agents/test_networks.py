@@ -134,7 +134,7 @@ def test_the_unet_refuses_a_horizon_that_its_downsampling_does_not_divide():
 
 @pytest.mark.parametrize("make", [make_denoiser, make_critic])
 def test_an_unknown_network_or_option_is_refused_with_the_known_ones(make):
-    with pytest.raises(ValueError, match="no_such.*known: mlp, temporal"):
+    with pytest.raises(ValueError, match=r"no_such.*known: mlp, temporal"):
         make("no_such", horizon=8, transition_dim=5)
     with pytest.raises(ValueError, match="takes no colour, wdith; its options: width, blocks"):
         make("mlp", horizon=8, transition_dim=5, wdith=3, colour=1)

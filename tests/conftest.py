@@ -1,0 +1,45 @@
+"""What every test shares: one thread, small data sets, and an agent that is learned once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trebi_gym.agents import NetworkConfig, TREBIAgent, TREBIConfig
+from trebi_gym.datasets import EpisodeDataset, load
+
+torch.set_num_threads(1)
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def shipped_dataset() -> EpisodeDataset:
+    """The data set that ships."""
+    return load("SafePendulum-medium-replay-v0")
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> TREBIConfig:
+    """A configuration whose three models learn in a few seconds; it plans badly, but by the same path."""
+    small = NetworkConfig("mlp", {"width": 32, "blocks": 1})
+    return TREBIConfig(horizon=8, denoiser=small, reward_critic=small, cost_critic=small).replace(
+        denoiser_training={"steps": 40, "batch_size": 32},
+        critic_training={"steps": 20, "batch_size": 32},
+        planner={"candidates": 8},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_agent(shipped_dataset: EpisodeDataset, tiny_config: TREBIConfig) -> TREBIAgent:
+    """An agent that has learned a little of the shipped data; tests must not change it."""
+    return TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(shipped_dataset, progress_bar=False)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(0)

@@ -1,0 +1,137 @@
+"""A rollout as an mp4, with the remaining budget drawn in."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from trebi_gym.budget import Budget, check_budget
+from trebi_gym.errors import RenderingError, TrebiError
+from trebi_gym.files import replacing
+from trebi_gym.rollout import BudgetChange, Policy, make_envs, rollout
+
+Frame = npt.NDArray[np.uint8]
+
+PANEL = 56
+"""Height of the bar under the picture, in pixels."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was recorded."""
+
+    path: Path
+    frames: int
+    episode_return: float
+    cost: float
+    budget: float
+    kept: bool
+
+
+def record_video(
+    agent: Policy,
+    env_id: str,
+    path: str | os.PathLike[str],
+    *,
+    budget: float,
+    seed: int = 0,
+    schedule: Sequence[BudgetChange] = (),
+    fps: int | None = None,
+) -> Recording:
+    """Run one episode and write it as an mp4; the file appears only when it is complete.
+
+    Args:
+        agent: what acts.
+        env_id: a registered environment that renders ``rgb_array``.
+        path: of the video, ending in .mp4.
+        budget: what the episode may cost.
+        seed: of the environment and of the agent's draws.
+        schedule: changes of the budget in mid-episode.
+        fps: frames a second; None: the environment's own, else 30.
+
+    Raises:
+        RenderingError: the environment gives no picture on this machine.
+        TrebiError: another ending than .mp4.
+    """
+    target = Path(path)
+    if target.suffix != ".mp4":
+        raise TrebiError(f"a video is saved as .mp4; got {target.name!r}")
+    seeder = getattr(agent, "set_random_seed", None)
+    if seeder is not None:
+        seeder(seed)
+    envs = make_envs(env_id, 1, render_mode="rgb_array")
+    try:
+        rate = fps or int(envs.metadata.get("render_fps") or 30)
+        frames: list[Frame] = []
+        episode_return = 0.0
+        largest = check_budget(budget)
+        after = Budget(largest)
+        for step in rollout(agent, envs, budgets=[budget], schedule=schedule, seed=seed):
+            episode_return += float(step.rewards[0])
+            after = step.budgets_after[0]
+            if math.isfinite(after.remaining):
+                largest = max(largest, after.remaining)
+            frames.append(
+                draw_budget(_render(envs), after.remaining, largest, cost=float(step.costs[0]), step=after.step)
+            )
+            if step.done[0]:
+                break
+    finally:
+        envs.close()
+    write_mp4(frames, target, rate)
+    spent = after.spent
+    return Recording(target, len(frames), episode_return, spent, float(budget), after.remaining >= -1e-9 * max(1.0, spent))
+
+
+def draw_budget(frame: Frame, remaining: float, largest: float, *, cost: float, step: int) -> Frame:
+    """Return the frame (h, w, 3) with a bar under it: what is left of the budget, and what the step cost.
+
+    The result has even sides, as the video codec needs.
+    """
+    height, width = frame.shape[0] + PANEL, frame.shape[1]
+    picture = Image.new("RGB", (width + width % 2, height + height % 2), (250, 250, 248))
+    picture.paste(Image.fromarray(frame), (0, 0))
+    pen = ImageDraw.Draw(picture)
+    left, right, top = 12, width - 12, frame.shape[0] + 30
+    share = 1.0 if math.isinf(remaining) else min(max(remaining / largest if largest > 0 else 0.0, 0.0), 1.0)
+    colour = (88, 129, 87) if share > 0.25 else (214, 143, 49) if remaining > 0 else (200, 85, 61)
+    pen.rectangle((left, top, right, top + 14), fill=(228, 228, 224))
+    if share > 0:
+        pen.rectangle((left, top, left + share * (right - left), top + 14), fill=colour)
+    font = ImageFont.load_default(size=15)
+    words = f"budget left {remaining:.2f}" if remaining >= 0 else f"over budget by {-remaining:.2f}"
+    pen.text((left, top - 23), words, fill=(40, 40, 40) if remaining >= 0 else (200, 85, 61), font=font)
+    pen.text((right, top - 23), f"step {step}   cost {cost:.2f}", fill=(40, 40, 40), font=font, anchor="ra")
+    return np.asarray(picture)
+
+
+def write_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: int) -> None:
+    """Write frames (h, w, 3) of even sides as H.264.
+
+    Raises:
+        TrebiError: there is no frame.
+    """
+    from moviepy import ImageSequenceClip  # half a second that only videos need
+
+    if not frames:
+        raise TrebiError("there is no frame to write")
+    with replacing(path) as temporary:
+        clip = ImageSequenceClip(list(frames), fps=fps)
+        clip.write_videofile(str(temporary), codec="libx264", audio=False, logger=None, pixel_format="yuv420p")
+        clip.close()
+
+
+def _render(envs: Any) -> Frame:
+    pictures = envs.render()
+    if not pictures or pictures[0] is None:
+        raise RenderingError(f"{envs.spec.id if envs.spec else envs} gave no picture; it must support rgb_array")
+    frame: Frame = np.asarray(pictures[0], dtype=np.uint8)
+    return frame
