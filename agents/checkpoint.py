@@ -39,12 +39,16 @@ class Checkpoint:
         return {name[len(start) :]: value for name, value in self.tensors.items() if name.startswith(start)}
 
 
-def write(path: str | os.PathLike[str], description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+def write(
+    path: str | os.PathLike[str], description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> Path:
     """Write a checkpoint; ``path`` gets the ending ``.zip`` if it has none. Returns the file's path."""
     target = Path(path)
     if target.suffix != ".zip":
         target = target.with_name(target.name + ".zip")
-    packed = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    packed = save_tensors(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    )
     document = json.dumps({"format": FORMAT, "version": VERSION, **description}, indent=2, sort_keys=True)
     with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in ((DESCRIPTION, document.encode()), (TENSORS, packed)):
@@ -74,13 +78,17 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
                 )
             for name in (DESCRIPTION, TENSORS):
                 if archive.getinfo(name).file_size > MAX_BYTES:
-                    raise CheckpointError(f"{target}: {name} would unpack to more than {MAX_BYTES >> 30} GiB; refused")
+                    raise CheckpointError(
+                        f"{target}: {name} would unpack to more than {MAX_BYTES >> 30} GiB; refused"
+                    )
             description = json.loads(archive.read(DESCRIPTION))
             tensors = load_tensors(archive.read(TENSORS))
     except (zipfile.BadZipFile, SafetensorError, ValueError, OSError, EOFError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{target} is not a readable saved agent, perhaps it is cut short: {error}") from error
+        raise CheckpointError(
+            f"{target} is not a readable saved agent, perhaps it is cut short: {error}"
+        ) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f"{target} is not a saved agent: its description does not say {FORMAT!r}")
     if description.get("version") != VERSION:

@@ -90,6 +90,8 @@ class PlannerConfig:
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
     """For ``budget_rule="constant"``; None: published for the data set, else the data's own ratio of the sums."""
+    margin: float = 0.0
+    """Share of what is left of the budget that planning holds back, against optimistic predictions."""
     control_interval: int = 1
     """Actions of a plan that are executed before the next plan is made."""
 
@@ -102,6 +104,7 @@ class PlannerConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
+        _require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
         _require(
             self.sampler_steps is None or self.sampler_steps >= 1,
             f"sampler_steps must be at least 1, or None for all; got {self.sampler_steps}",
@@ -195,7 +198,11 @@ class TREBIConfig:
         resolved = {}
         for name, value in changes.items():
             current = getattr(self, name, None)
-            if isinstance(value, Mapping) and dataclasses.is_dataclass(current) and not isinstance(current, type):
+            if (
+                isinstance(value, Mapping)
+                and dataclasses.is_dataclass(current)
+                and not isinstance(current, type)
+            ):
                 _known(type(current), value)
                 value = dataclasses.replace(current, **value)
             resolved[name] = value
@@ -249,10 +256,11 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if typing.get_origin(hint) is Literal:
         return value  # the dataclass itself checks its choices
-    expected = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}.get(hint, (Mapping,))
+    types_of: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
+    expected = types_of.get(hint, (Mapping,))
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} must be of type {getattr(hint, '__name__', 'object')}; got {value!r}")
-    return float(value) if hint is float else value
+    return float(value) if hint is float and isinstance(value, (float, int)) else value
 
 
 def _known(cls: type, data: Mapping[str, Any], where: str = "config") -> None:

@@ -120,7 +120,9 @@ def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64],
     try:
         array = np.asarray(observation, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ObservationError(f"an observation must be numbers of shape ({size},) or (E, {size}); got {error}") from error
+        raise ObservationError(
+            f"an observation must be numbers of shape ({size},) or (E, {size}); got {error}"
+        ) from error
     single = array.ndim == 1
     batch = array[None] if single else array
     if batch.ndim != 2 or batch.shape[1] != size or len(batch) == 0:
@@ -129,14 +131,16 @@ def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64],
         )
     if not np.isfinite(batch).all():
         row, column = np.argwhere(~np.isfinite(batch))[0]
-        raise ObservationError(f"observation[{row}, {column}] is {batch[row, column]}; every number must be finite")
+        raise ObservationError(
+            f"observation[{row}, {column}] is {batch[row, column]}; every number must be finite"
+        )
     return batch, single
 
 
-def _budgets(budget: BudgetLike, count: int) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     if isinstance(budget, Budget):
         budget = [budget]
-    if isinstance(budget, Sequence) and not isinstance(budget, str) and any(isinstance(b, Budget) for b in budget):
+    if isinstance(budget, (list, tuple)) and any(isinstance(b, Budget) for b in budget):
         budgets = [b if isinstance(b, Budget) else Budget(b) for b in budget]
         remaining = np.array([b.remaining for b in budgets], dtype=np.float64)
         discounts = np.array([b.discount for b in budgets], dtype=np.float64)
@@ -148,7 +152,9 @@ def _budgets(budget: BudgetLike, count: int) -> tuple[Floats, Floats, npt.NDArra
             try:
                 remaining = np.asarray(budget, dtype=np.float64).reshape(-1)
             except (TypeError, ValueError) as error:
-                raise BudgetError(f"a budget must be a number, an array (E,) or a Budget; got {budget!r}") from error
+                raise BudgetError(
+                    f"a budget must be a number, an array (E,) or a Budget; got {budget!r}"
+                ) from error
             if np.isnan(remaining).any():
                 raise BudgetError(f"a budget must be a number, in units of cost; got {remaining}")
         discounts = np.ones(len(remaining))

@@ -57,12 +57,16 @@ def run_parts(
     hooks = _callback(agent, callback)
     hooks.on_training_start({"self": agent, "dataset": dataset}, {})
     done = agent.num_timesteps
-    with tqdm(total=sum(steps[part] for part in parts), initial=done, disable=not progress_bar, unit="step") as bar:
+    with tqdm(
+        total=sum(steps[part] for part in parts), initial=done, disable=not progress_bar, unit="step"
+    ) as bar:
         for part in parts:
             if part in agent.models:
                 continue
             bar.set_description(part)
-            if not _fit_part(agent, part, tuple(parts), steps, configs[part], windows, hooks, log_interval, bar):
+            if not _fit_part(
+                agent, part, tuple(parts), steps, configs[part], windows, hooks, log_interval, bar
+            ):
                 break
         else:
             agent.run = None
@@ -124,7 +128,9 @@ def _share(configs: dict[str, TrainingConfig], total_steps: int | None) -> dict[
     if total_steps is None:
         return {part: config.steps for part, config in configs.items()}
     if total_steps < len(configs):
-        raise ConfigError(f"total_steps must be at least {len(configs)}, one for each model; got {total_steps}")
+        raise ConfigError(
+            f"total_steps must be at least {len(configs)}, one for each model; got {total_steps}"
+        )
     whole = sum(config.steps for config in configs.values())
     return {part: max(1, round(total_steps * config.steps / whole)) for part, config in configs.items()}
 

@@ -119,12 +119,12 @@ def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWin
     schedule = NoiseSchedule.cosine(config.diffusion_steps).to(windows.device)
     batch_size = (config.denoiser_training if part == "diffusion" else config.critic_training).batch_size
     size = task.action_size + task.observation_size
-    weights = loss_weights(config.horizon, task.action_size, size, config.first_action_weight).to(windows.device)
+    weights = loss_weights(config.horizon, task.action_size, size, config.first_action_weight).to(
+        windows.device
+    )
     conditioned = bool(config.denoiser.options.get("condition"))
 
-    def loss(
-        model: nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(model: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         device = windows.device
         window = windows[torch.randint(len(windows), (batch_size,), generator=generator, device=device)]
         x0 = window.trajectory

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -25,13 +25,17 @@ from trebi_gym.errors import CheckpointError, NotLearnedError, TrebiError
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
 
+A = TypeVar("A", bound="TREBIAgent")
+
 
 def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
     """Write the agent; see ``TREBIAgent.save``."""
     chosen = [part for part in PARTS if part in agent.models and (parts is None or part in parts)]
     run = agent.run if agent.run is not None and (parts is None or agent.run.part in parts) else None
     if agent.task is None or (not chosen and run is None):
-        raise NotLearnedError("there is nothing to save: the agent has learned no model yet; call learn(dataset)")
+        raise NotLearnedError(
+            "there is nothing to save: the agent has learned no model yet; call learn(dataset)"
+        )
     assert agent.observation_space is not None
     assert agent.action_space is not None
     task = agent.task
@@ -74,10 +78,10 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
     return checkpoint.write(path, description, tensors)
 
 
-def load(cls: type[TREBIAgent], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> TREBIAgent:
+def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> A:
     """Read an agent; see ``TREBIAgent.load``."""
     files = _files(Path(path))
-    agent: TREBIAgent | None = None
+    agent: A | None = None
     for file in files:
         found = checkpoint.read(file)
         try:
@@ -139,32 +143,43 @@ def _files(path: Path) -> list[Path]:
 
 def _identity(found: Checkpoint) -> tuple[str, dict[str, list[float]]]:
     arrays = {
-        name: value.tolist() for name, value in found.tensors.items() if name.startswith(("observations.", "actions."))
+        name: value.tolist()
+        for name, value in found.tensors.items()
+        if name.startswith(("observations.", "actions."))
     }
     return json.dumps([found.description[key] for key in ("config", "task")], sort_keys=True), arrays
 
 
-def _shell(cls: type[TREBIAgent], found: Checkpoint, env: Any, device: torch.device | str) -> TREBIAgent:
+def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str) -> A:
     description, tensors = found.description, found.tensors
-    box = gym.spaces.Box
     spaces = (
-        box(tensors["spaces.observation_low"].numpy(), tensors["spaces.observation_high"].numpy(), dtype=np.float64),
-        box(
+        gym.spaces.Box(
+            tensors["spaces.observation_low"].numpy(),
+            tensors["spaces.observation_high"].numpy(),
+            dtype=np.float64,
+        ),
+        gym.spaces.Box(
             tensors["spaces.action_low"].numpy().astype(np.float32),
             tensors["spaces.action_high"].numpy().astype(np.float32),
             dtype=np.float32,
         ),
     )
     if env is not None:
-        for mine, theirs, kind in zip(spaces, agent_spaces(env), ("observation", "action"), strict=True):
-            if mine.shape != theirs.shape:
-                raise CheckpointError(f"the agent's {kind}s have shape {mine.shape}, the environment's {theirs.shape}")
-    agent = cls(spaces, TREBIConfig.from_dict(description["config"]), device=device, seed=int(description["seed"]))
+        asked, found_there = ([box.shape for box in boxes] for boxes in (spaces, agent_spaces(env)))
+        if asked != found_there:
+            raise CheckpointError(
+                f"the agent's observations and actions have shapes {asked}, the environment's {found_there}"
+            )
+    agent = cls(
+        spaces, TREBIConfig.from_dict(description["config"]), device=device, seed=int(description["seed"])
+    )
     if env is not None:
         agent._env = env
     task = description["task"]
     agent.task = Task(
-        observations=AffineNormalizer(tensors["observations.center"].numpy(), tensors["observations.scale"].numpy()),
+        observations=AffineNormalizer(
+            tensors["observations.center"].numpy(), tensors["observations.scale"].numpy()
+        ),
         actions=AffineNormalizer(tensors["actions.center"].numpy(), tensors["actions.scale"].numpy()),
         episode_length=int(task["episode_length"]),
         cost_low=float(task["cost_low"]),

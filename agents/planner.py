@@ -108,7 +108,12 @@ class BudgetGuidedPlanner:
         budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._horizon))
         at_once = max(1, MAX_ROWS // self.config.candidates)
         parts = [
-            self._search(start[first : first + at_once], budget[first : first + at_once], left[first : first + at_once], generator)
+            self._search(
+                start[first : first + at_once],
+                budget[first : first + at_once],
+                left[first : first + at_once],
+                generator,
+            )
             for first in range(0, len(start), at_once)
         ]
         if len(parts) == 1:
@@ -125,14 +130,18 @@ class BudgetGuidedPlanner:
     ) -> Candidates:
         config, environments = self.config, len(start)
         rows = environments * config.candidates
-        start, budgets, left = (value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left))
+        start, budgets, left = (
+            value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left)
+        )
         condition = None
         if self._cost_range is not None:
             low, high = self._cost_range
             condition = budgets.clamp(low, high) / max(high, 1e-6)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            clean: torch.Tensor = self._denoiser(x, t) if condition is None else self._denoiser(x, t, condition)
+            clean: torch.Tensor = (
+                self._denoiser(x, t) if condition is None else self._denoiser(x, t, condition)
+            )
             return clean
 
         def pin(x: torch.Tensor) -> torch.Tensor:
@@ -157,7 +166,10 @@ class BudgetGuidedPlanner:
             pin=pin,
             draw_noise=draw_noise,
             guidance=Guidance(
-                scale=config.guide_scale, moves=config.guide_moves, stop_below=config.guide_stop, score=original
+                scale=config.guide_scale,
+                moves=config.guide_moves,
+                stop_below=config.guide_stop,
+                score=original,
             ),
             n_steps=config.sampler_steps,
         )
@@ -188,14 +200,18 @@ class BudgetGuidedPlanner:
         rewards = candidates.rewards.gather(1, first)[:, 0].cpu().numpy()
         return rewards, candidates.costs.gather(1, first)[:, 0].cpu().numpy()
 
-    def plan(self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator) -> Plan:
+    def plan(
+        self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator
+    ) -> Plan:
         """Return every candidate, the best first; arguments as for ``search``."""
         found = self.search(observations, budgets, steps_left, generator)
         order = found.order[:, :, None, None].expand_as(found.trajectories)
         trajectories = found.trajectories.gather(1, order).cpu().numpy()
         return Plan(
             actions=self._actions.unnormalize(trajectories[..., : self._action_size]).astype(np.float32),
-            observations=self._observations.unnormalize(trajectories[..., self._action_size :]).astype(np.float32),
+            observations=self._observations.unnormalize(trajectories[..., self._action_size :]).astype(
+                np.float32
+            ),
             rewards=found.rewards.gather(1, found.order).cpu().numpy(),
             costs=found.costs.gather(1, found.order).cpu().numpy(),
             budgets=np.asarray(budgets, dtype=np.float32),
@@ -213,4 +229,3 @@ def _with_steps_left(
         return value
 
     return score
-

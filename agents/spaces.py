@@ -73,7 +73,9 @@ def check_dataset(
             f"the data set has {found[0]} and {found[1]}"
         )
     tolerance = 1e-5 * np.maximum(1.0, np.abs(action_space.high))
-    outside = (dataset.actions < action_space.low - tolerance) | (dataset.actions > action_space.high + tolerance)
+    outside = (dataset.actions < action_space.low - tolerance) | (
+        dataset.actions > action_space.high + tolerance
+    )
     if outside.any():
         row, column = np.argwhere(outside)[0]
         raise DatasetError(

@@ -39,14 +39,16 @@ class Fit:
         generator: everything that is drawn comes from here.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, config: TrainingConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, config: TrainingConfig, generator: torch.Generator
+    ) -> None:
         self.model = model
         self.config = config
         self.step = 0
         self._loss = loss
         self._generator = generator
         self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
         self._average.update_parameters(model)
 
     @property
@@ -110,7 +112,9 @@ class Fit:
             groups = self._optimizer.state_dict()["param_groups"]
             self._optimizer.load_state_dict({"state": adam, "param_groups": groups})
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the training state does not fit this agent's configuration: {error}") from error
+            raise CheckpointError(
+                f"the training state does not fit this agent's configuration: {error}"
+            ) from error
 
 
 def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -257,7 +257,9 @@ class TREBIAgent:
         missing = [part for part in PARTS if part not in self.models]
         if missing or self.task is None:
             remedies = "; ".join(f"{part}: {LEARNERS[part][0]} or {LEARNERS[part][1]}" for part in missing)
-            raise NotLearnedError(f"the agent has not learned all its models yet; call learn(dataset), or {remedies}")
+            raise NotLearnedError(
+                f"the agent has not learned all its models yet; call learn(dataset), or {remedies}"
+            )
         if self._planner is None:
             conditioned = bool(self.config.denoiser.options.get("condition"))
             self._planner = BudgetGuidedPlanner(
@@ -283,7 +285,9 @@ class TREBIAgent:
         self._planner = None
         return self
 
-    def _continued(self, state: PlanState | None, episode_start: Array | None, environments: int) -> PlanState:
+    def _continued(
+        self, state: PlanState | None, episode_start: Array | None, environments: int
+    ) -> PlanState:
         interval = self.config.planner.control_interval
         assert self.task is not None
         if state is not None and len(state.step) != environments:
@@ -314,22 +318,29 @@ class TREBIAgent:
 
     def _steps_left(self, request: Request, state: PlanState | None, task: Task) -> npt.NDArray[np.float64]:
         if request.steps_left is not None:
-            return np.maximum(request.steps_left, 1.0)
+            told: npt.NDArray[np.float64] = np.maximum(request.steps_left, 1.0)
+            return told
         steps = request.steps
         if state is not None:
             steps = np.where(steps < 0, state.step, steps)
-        return np.maximum(task.episode_length - np.maximum(steps, 0), 1).astype(np.float64)
+        counted = np.maximum(task.episode_length - np.maximum(steps, 0), 1)
+        return np.asarray(counted, dtype=np.float64)
 
     def _thresholds(
         self, request: Request, steps_left: npt.NDArray[np.float64], task: Task
     ) -> npt.NDArray[np.float64]:
-        return critic_budgets(
+        budgets = critic_budgets(
             request,
             steps_left,
             rule=self.config.planner.budget_rule,
             cost_discount=self.config.cost_discount,
             factor=task.budget_factor,
         )
+        # what is overspent already is not made to look better
+        held: npt.NDArray[np.float64] = np.where(
+            budgets > 0, (1.0 - self.config.planner.margin) * budgets, budgets
+        )
+        return held
 
     # ------------------------------------------------------------------ files
 
@@ -348,19 +359,14 @@ class TREBIAgent:
         return persistence.save(self, path, parts)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], env: Any = None, device: torch.device | str = "auto"
-    ) -> Self:
+    def load(cls, path: str | os.PathLike[str], env: Any = None, device: torch.device | str = "auto") -> Self:
         """Read an agent from its zip, or from a folder of zips with one model each; no code in them is run.
 
         Raises:
             CheckpointError: it is not a saved agent, or the files in the folder do not belong together.
         """
-        agent: Self = persistence.load(cls, path, env, device)
-        return agent
+        return persistence.load(cls, path, env, device)
 
     def __repr__(self) -> str:
         learned = ", ".join(self.models) or "nothing"
         return f"TREBIAgent(preset={self.config.preset!r}, device={str(self.device)!r}, learned: {learned})"
-
-

@@ -15,7 +15,9 @@ def geometric_sum(discount: float, steps: Floats) -> Floats:
     return (1.0 - discount**steps) / (1.0 - discount)
 
 
-def remaining_rule(remaining: Floats, steps_left: Floats, critic_discount: float, discount: float = 1.0) -> Floats:
+def remaining_rule(
+    remaining: Floats, steps_left: Floats, critic_discount: float, discount: float = 1.0
+) -> Floats:
     """Turn what is left of a budget into the critic's units, as if it were spent evenly over the steps left.
 
     ``delta_t = remaining * (1 - g**n) / ((1 - g) n)`` for an undiscounted budget with n steps left, as CAPS

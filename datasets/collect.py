@@ -7,6 +7,7 @@ A replay buffer is not used: Stable-Baselines3 stores rescaled actions there and
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 import platform
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from trebi_gym.budget import Budget
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
-from trebi_gym.datasets.recipes import DATATYPES, dataset_name, recipe_for_env
+from trebi_gym.datasets.recipes import dataset_name, recipe_for_env
 from trebi_gym.errors import DatasetError, EnvironmentContractError
 from trebi_gym.rollout import Policy, make_envs, rollout
 
@@ -110,7 +111,9 @@ def collect(
     running: dict[int, _Recording] = {}
     finished: dict[int, Episode] = {}
     try:
-        for step in rollout(policy, envs, budgets=itertools.repeat(math.inf), seed=seed, deterministic=deterministic):
+        for step in rollout(
+            policy, envs, budgets=itertools.repeat(math.inf), seed=seed, deterministic=deterministic
+        ):
             for index in np.flatnonzero(step.active):
                 number = int(step.episode[index])
                 recording = running.setdefault(number, _Recording(step.observations[index]))
@@ -118,7 +121,9 @@ def collect(
                     step.actions[index], step.rewards[index], step.costs[index], step.next_observations[index]
                 )
                 if step.done[index]:
-                    finished[number] = recording.finish(bool(step.terminated[index]), bool(step.truncated[index]))
+                    finished[number] = recording.finish(
+                        bool(step.terminated[index]), bool(step.truncated[index])
+                    )
                     del running[number]
             if progress is not None:
                 progress(int(step.active.sum()))
@@ -201,7 +206,9 @@ class TrainingRecord:
         threshold = running[0] + (running.max() - running[0]) / 3
         ended = np.cumsum(self.dataset.lengths)[len(window) - 1 :]
         reached = int(ended[int(np.argmax(running >= threshold))])
-        return next(((step, weights) for step, weights in self.policies if step >= reached), self.policies[-1])
+        return next(
+            ((step, weights) for step, weights in self.policies if step >= reached), self.policies[-1]
+        )
 
 
 def generate(
@@ -232,10 +239,10 @@ def generate(
         DatasetError: the datatype is not known, or steps are too few.
         EnvironmentContractError: the environment reports no cost.
     """
-    name = dataset_name(env_id, datatype)
+    name = dataset_name(find_spec(env_id).id, datatype)
     if steps < 1:
         raise DatasetError(f"steps must be at least 1; got {steps}")
-    recipe = recipe_for_env(env_id)
+    recipe = recipe_for_env(find_spec(env_id).id)
     if hyperparameters is None:
         hyperparameters = recipe.hyperparameters if recipe else {}
     information: dict[str, Any] = {"name": name, "datatype": datatype}
@@ -252,9 +259,16 @@ def generate(
     if training_steps is None:
         training_steps = recipe.steps if recipe else steps
     record = record_training(
-        env_id, steps=training_steps, seed=seed, hyperparameters=hyperparameters, progress=progress, snapshots=100
+        env_id,
+        steps=training_steps,
+        seed=seed,
+        hyperparameters=hyperparameters,
+        progress=progress,
+        snapshots=100,
     )
-    information |= {key: record.dataset.metadata[key] for key in ("algorithm", "hyperparameters", "training_steps")}
+    information |= {
+        key: record.dataset.metadata[key] for key in ("algorithm", "hyperparameters", "training_steps")
+    }
     if datatype == "medium":
         information["policy_step"], weights = record.medium_policy()
         record.model.policy.load_state_dict(weights)
@@ -284,7 +298,9 @@ class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
         """Steps of an episode that had not ended when the run did."""
         return len(self._running.rewards) if self._running else 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; one that was broken off is forgotten."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._running = _Recording(observation)
@@ -333,13 +349,35 @@ class _Recording:
         )
 
 
+def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """Return the specification of ``Name-v0`` or ``module:Name-v0``, importing the module that registers it.
+
+    Raises:
+        DatasetError: there is no such environment.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except (ImportError, gym.error.Error) as error:
+        raise DatasetError(
+            f"there is no environment {env_id!r}: {error}; for one of your own, write module:{name or 'Name-v0'}, "
+            "where importing the module registers it"
+        ) from error
+
+
 def describe_env(env_id: str) -> dict[str, Any]:
     """Return what a data set's metadata say of the environment: id, specification, time limit, versions."""
-    spec = gym.spec(env_id)
+    spec = find_spec(env_id)
+    try:
+        specification: str | None = spec.to_json()
+    except (TypeError, ValueError):  # registered with a class or another object that JSON cannot name
+        specification = None
     packages = ("trebi-gym", "gymnasium", "mujoco", "stable-baselines3", "torch", "numpy")
     return {
         "env_id": env_id,
-        "env_spec": spec.to_json(),
+        "env_spec": specification,
         "episode_length": spec.max_episode_steps,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
@@ -351,7 +389,7 @@ def describe_sac(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any
         "algorithm": "stable_baselines3.SAC",
         "training_steps": steps,
         "hyperparameters": {
-            "learning_rate": model.learning_rate,
+            "learning_rate": repr(model.learning_rate) if callable(model.learning_rate) else model.learning_rate,
             "buffer_size": model.buffer_size,
             "batch_size": model.batch_size,
             "gamma": model.gamma,

@@ -30,7 +30,9 @@ class Episode:
 
     def __repr__(self) -> str:
         end = "terminated" if self.terminated else "truncated"
-        return f"Episode({len(self)} steps, return {self.rewards.sum():.4g}, cost {self.costs.sum():.4g}, {end})"
+        return (
+            f"Episode({len(self)} steps, return {self.rewards.sum():.4g}, cost {self.costs.sum():.4g}, {end})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,9 @@ class EpisodeDataset:
         if episodes == 0:
             raise DatasetError("the data hold no finished episode: no step is marked as terminal or timeout")
         if self.lengths.min() < 1:
-            raise DatasetError(f"episode {int(self.lengths.argmin())} has no step; every episode needs at least one")
+            raise DatasetError(
+                f"episode {int(self.lengths.argmin())} has no step; every episode needs at least one"
+            )
         steps = int(self.lengths.sum())
         for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1), ("costs", 1)):
             array: Array = getattr(self, name)
@@ -130,7 +134,9 @@ class EpisodeDataset:
             raise DatasetError(f"all arrays must hold the same number of steps; found {sizes}")
         for name in ("observations", "next_observations", "actions"):
             if arrays[name].ndim != 2:
-                raise DatasetError(f"{name} must have two dimensions (steps, features); found {arrays[name].shape}")
+                raise DatasetError(
+                    f"{name} must have two dimensions (steps, features); found {arrays[name].shape}"
+                )
         for name in ("rewards", "costs", "terminals", "timeouts"):
             if arrays[name].ndim != 1:
                 raise DatasetError(f"{name} must have one dimension (steps,); found {arrays[name].shape}")
@@ -139,8 +145,8 @@ class EpisodeDataset:
                 "observations and next_observations must have the same shape; "
                 f"found {arrays['observations'].shape} and {arrays['next_observations'].shape}"
             )
-        for name in ("observations", "next_observations", "actions", "rewards", "costs"):
-            check_finite(name, arrays[name])
+        for name, array in arrays.items():
+            check_finite(name, array)
         terminal = arrays["terminals"].astype(np.bool_)
         timeout = arrays["timeouts"].astype(np.bool_)
         ends = np.flatnonzero(terminal | timeout)
@@ -181,7 +187,9 @@ class EpisodeDataset:
         )
 
     @classmethod
-    def from_episodes(cls, episodes: Iterable[Episode], metadata: Mapping[str, Any] | None = None) -> EpisodeDataset:
+    def from_episodes(
+        cls, episodes: Iterable[Episode], metadata: Mapping[str, Any] | None = None
+    ) -> EpisodeDataset:
         """Join single episodes.
 
         Raises:
@@ -208,8 +216,10 @@ class EpisodeDataset:
                 metadata=dict(metadata or {}),
             )
         except ValueError as error:
-            raise error if isinstance(error, DatasetError) else DatasetError(
-                f"the episodes do not have the same observation and action sizes: {error}"
+            raise (
+                error
+                if isinstance(error, DatasetError)
+                else DatasetError(f"the episodes do not have the same observation and action sizes: {error}")
             ) from error
 
     def __len__(self) -> int:

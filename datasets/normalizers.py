@@ -40,7 +40,9 @@ class AffineNormalizer:
         object.__setattr__(self, "center", np.asarray(self.center, dtype=np.float32))
         object.__setattr__(self, "scale", np.asarray(self.scale, dtype=np.float32))
         if self.center.shape != self.scale.shape or self.center.ndim != 1:
-            raise DatasetError(f"center and scale must both have shape (n,); got {self.center.shape}, {self.scale.shape}")
+            raise DatasetError(
+                f"center and scale must both have shape (n,); got {self.center.shape}, {self.scale.shape}"
+            )
         if not (np.isfinite(self.center).all() and np.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise DatasetError("center must be finite and scale finite and positive")
 

@@ -26,7 +26,9 @@ class Window:
     steps_left: torch.Tensor  # (B,) steps from the first one to the episode's time limit
 
 
-def discounted_to_go(values: Array, lengths: npt.NDArray[np.int64], discount: float) -> npt.NDArray[np.float64]:
+def discounted_to_go(
+    values: Array, lengths: npt.NDArray[np.int64], discount: float
+) -> npt.NDArray[np.float64]:
     """Return ``sum_{i >= t} discount**(i - t) values_i`` within every episode, for flat (S,) values.
 
     One pass backwards over the longest episode, all episodes at once.
@@ -92,7 +94,9 @@ class TrajectoryWindows:
         rewards[last[dataset.terminated]] += termination_reward
         costs[last[dataset.terminated]] += termination_cost
         return_to_go = discounted_to_go(rewards, dataset.lengths, discount)
-        cost_to_go = discounted_to_go(costs, dataset.lengths, discount if cost_discount is None else cost_discount)
+        cost_to_go = discounted_to_go(
+            costs, dataset.lengths, discount if cost_discount is None else cost_discount
+        )
 
         actions = action_normalizer.normalize(dataset.actions)
         observations = observation_normalizer.normalize(dataset.observations[dataset.observation_rows])

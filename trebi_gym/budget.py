@@ -33,7 +33,9 @@ def check_remaining(value: object, *, name: str = "budget") -> float:
         # zero-dimensional arrays and tensors are numbers to their users
         if getattr(value, "shape", None) == () and hasattr(value, "item"):
             return check_remaining(value.item(), name=name)
-        raise BudgetError(f"{name} must be a number, in units of cost; got {value!r} ({type(value).__name__})")
+        raise BudgetError(
+            f"{name} must be a number, in units of cost; got {value!r} ({type(value).__name__})"
+        )
     number = float(value)
     if math.isnan(number):
         raise BudgetError(f"{name} must be a number, in units of cost; got NaN")

@@ -31,7 +31,9 @@ class CostFunction(Protocol):
         ...
 
 
-def pendulum_cost(observation: Array, action: Array, next_observation: Array, info: Mapping[str, Any]) -> Array:
+def pendulum_cost(
+    observation: Array, action: Array, next_observation: Array, info: Mapping[str, Any]
+) -> Array:
     """Cost of the state *before* the step: a triangle over -25 to 75 degrees, 1 at 25 degrees, 0.5 upright.
 
     Args:
@@ -48,7 +50,9 @@ def pendulum_cost(observation: Array, action: Array, next_observation: Array, in
     return np.maximum(0.0, (50.0 - np.abs(25.0 - degrees)) / 50.0)
 
 
-def reacher_cost(observation: Array, action: Array, next_observation: Array, info: Mapping[str, Any]) -> Array:
+def reacher_cost(
+    observation: Array, action: Array, next_observation: Array, info: Mapping[str, Any]
+) -> Array:
     """Cost of the state *after* the step: how deep the fingertip is in a ball of radius 0.5 around (0.5, 0.5, 0).
 
     Args:

@@ -126,7 +126,18 @@ class Evaluation:
             )
             for s in self.summaries
         ]
-        header = ("budget", "return [95%]", "IQM", "cost [95%]", "IQM", "cost/budget", "over", "worst", "steps", "n")
+        header = (
+            "budget",
+            "return [95%]",
+            "IQM",
+            "cost [95%]",
+            "IQM",
+            "cost/budget",
+            "over",
+            "worst",
+            "steps",
+            "n",
+        )
         return format_table(header, rows)
 
     def to_json(self) -> str:
@@ -253,7 +264,9 @@ def evaluate_episodes(
     jobs = [Budget(check_budget(budget), discount=discount) for budget in budgets]
     records: dict[int, EpisodeRecord] = {}
     returns = np.zeros(len(jobs))
-    changes: dict[int, tuple[float, Budget]] = {}  # what was left right after the last change, and the budget then
+    changes: dict[
+        int, tuple[float, Budget]
+    ] = {}  # what was left right after the last change, and the budget then
     last_change = max((change.step for change in schedule), default=None)
     limit = getattr(envs.spec, "max_episode_steps", None)
     total = len(jobs) * limit if limit else None
@@ -270,7 +283,11 @@ def evaluate_episodes(
                         changes[job] = (step.budgets[index].remaining, step.budgets[index])
                     if step.done[index]:
                         records[job] = _record(
-                            budgets[job], int(seeds[job]), returns[job], step.budgets_after[index], changes.get(job)
+                            budgets[job],
+                            int(seeds[job]),
+                            returns[job],
+                            step.budgets_after[index],
+                            changes.get(job),
                         )
     finally:
         envs.close()
@@ -302,7 +319,10 @@ def bootstrap_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a plain-text table with right-aligned columns."""
     widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    lines = [
+        "  ".join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (header, *rows)
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 

@@ -54,9 +54,21 @@ def plot_budgets(
             alpha=0.3,
             linewidth=0,
         )
-        _errors(costs, budgets, [s.cost_mean for s in summaries], [s.cost_interval for s in summaries], colour, name or "mean cost")
         _errors(
-            returns, budgets, [s.return_mean for s in summaries], [s.return_interval for s in summaries], colour, name or "mean return"
+            costs,
+            budgets,
+            [s.cost_mean for s in summaries],
+            [s.cost_interval for s in summaries],
+            colour,
+            name or "mean cost",
+        )
+        _errors(
+            returns,
+            budgets,
+            [s.return_mean for s in summaries],
+            [s.return_interval for s in summaries],
+            colour,
+            name or "mean return",
         )
     costs.set(xlabel="budget", ylabel="cost of the episode", xlim=(0, top * 1.05), ylim=(0, top * 1.15))
     returns.set(xlabel="budget", ylabel="return of the episode", xlim=(0, top * 1.05))

@@ -60,7 +60,11 @@ class BudgetChange:
         """Return the changed budget; one that is already overspent is not made better by a factor."""
         if self.factor is None:
             return budget.with_remaining(float(self.remaining or 0.0))
-        return budget.with_remaining(self.factor * max(budget.remaining, 0.0)) if budget.remaining > 0 else budget
+        return (
+            budget.with_remaining(self.factor * max(budget.remaining, 0.0))
+            if budget.remaining > 0
+            else budget
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ class RolloutStep:
         return ended
 
 
-def make_envs(env_id: str | gym.envs.registration.EnvSpec, n_envs: int, **kwargs: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
+def make_envs(
+    env_id: str | gym.envs.registration.EnvSpec, n_envs: int, **kwargs: Any
+) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Return ``n_envs`` environments in one process that are only reset when asked to, as ``rollout`` needs them."""
     return gym.make_vec(
         env_id,
@@ -150,7 +156,7 @@ def rollout(
         if ready.any():
             # idle environments are reset too: they are stepped along and may not stay at an end
             options = None if ready.all() else {"reset_mask": ready.copy()}
-            observations, _ = envs.reset(seed=list(seeds), options=options)
+            observations, _ = envs.reset(seed=list(seeds), options=options)  # type: ignore[arg-type]
             episode_start = ready.copy()
         assert observations is not None
         if schedule:

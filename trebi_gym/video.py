@@ -80,7 +80,9 @@ def record_video(
             if math.isfinite(after.remaining):
                 largest = max(largest, after.remaining)
             frames.append(
-                draw_budget(_render(envs), after.remaining, largest, cost=float(step.costs[0]), step=after.step)
+                draw_budget(
+                    _render(envs), after.remaining, largest, cost=float(step.costs[0]), step=after.step
+                )
             )
             if step.done[0]:
                 break
@@ -88,7 +90,9 @@ def record_video(
         envs.close()
     write_mp4(frames, target, rate)
     spent = after.spent
-    return Recording(target, len(frames), episode_return, spent, float(budget), after.remaining >= -1e-9 * max(1.0, spent))
+    return Recording(
+        target, len(frames), episode_return, spent, float(budget), after.remaining >= -1e-9 * max(1.0, spent)
+    )
 
 
 def draw_budget(frame: Frame, remaining: float, largest: float, *, cost: float, step: int) -> Frame:
@@ -125,13 +129,17 @@ def write_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: int) -
         raise TrebiError("there is no frame to write")
     with replacing(path) as temporary:
         clip = ImageSequenceClip(list(frames), fps=fps)
-        clip.write_videofile(str(temporary), codec="libx264", audio=False, logger=None, pixel_format="yuv420p")
+        clip.write_videofile(
+            str(temporary), codec="libx264", audio=False, logger=None, pixel_format="yuv420p"
+        )
         clip.close()
 
 
 def _render(envs: Any) -> Frame:
     pictures = envs.render()
     if not pictures or pictures[0] is None:
-        raise RenderingError(f"{envs.spec.id if envs.spec else envs} gave no picture; it must support rgb_array")
+        raise RenderingError(
+            f"{envs.spec.id if envs.spec else envs} gave no picture; it must support rgb_array"
+        )
     frame: Frame = np.asarray(pictures[0], dtype=np.uint8)
     return frame

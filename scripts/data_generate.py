@@ -1,0 +1,8 @@
+"""Record a data set, with the original's flags: --dataset, --datatype, --total_step."""
+
+import tyro
+
+from trebi_gym.cli import generate, run
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(generate))

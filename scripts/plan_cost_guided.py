@@ -1,0 +1,9 @@
+"""Plan within a budget: --ratio_of_maxthreshold 0.2, --random_budget 1, --control_interval 2."""
+
+import tyro
+
+from trebi_gym.cli import run
+from trebi_gym.stages import PlanArguments, plan_stage
+
+if __name__ == "__main__":
+    run(lambda: plan_stage(tyro.cli(PlanArguments, description=__doc__)))

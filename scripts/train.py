@@ -1,0 +1,9 @@
+"""Learn the trajectory model into the agent folder: --dataset NAME --config config.toy_safe_env."""
+
+import tyro
+
+from trebi_gym.cli import run
+from trebi_gym.stages import StageArguments, train_stage
+
+if __name__ == "__main__":
+    run(lambda: train_stage("diffusion", tyro.cli(StageArguments, description=__doc__)))

@@ -1,0 +1,395 @@
+"""The command ``trebi``: parse, call, save. Each command is a function; its docstring is its help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tqdm import tqdm
+
+from trebi_gym.errors import ConfigError, TrebiError
+
+T = TypeVar("T")
+Positional = Annotated[T, tyro.conf.Positional]
+
+
+def generate(
+    dataset: str,
+    datatype: str = "medium-replay",
+    total_step: int = 20_000,
+    seed: int = 0,
+    output: Path | None = None,
+    learning_rate: float | None = None,
+    training_steps: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Record a data set: uniform actions, or Stable-Baselines3's SAC as it learns, half-way or at its end.
+
+    Args:
+        dataset: the environment's id, such as SafePendulum-v0.
+        datatype: random, medium-replay, medium or expert.
+        total_step: steps in the data set.
+        seed: of everything that is drawn.
+        output: the file; default: the data folder, from which its name loads it.
+        learning_rate: SAC's; default: the task's recipe, else Stable-Baselines3's.
+        training_steps: of SAC, for medium and expert.
+        overwrite: replace an existing file.
+    """
+    from trebi_gym.datasets import save
+    from trebi_gym.datasets.collect import find_spec
+    from trebi_gym.datasets.collect import generate as build
+    from trebi_gym.datasets.recipes import dataset_name, recipe_for_env, user_data_folder
+    from trebi_gym.errors import DatasetError
+
+    name = dataset_name(find_spec(dataset).id, datatype)
+    target = output or user_data_folder() / f"{name}.hdf5"
+    if target.exists() and not overwrite:
+        raise DatasetError(f"{target} exists already; pass --overwrite to replace it, or another --output")
+    if total_step < 1:
+        raise DatasetError(f"--total-step must be at least 1; got {total_step}")
+    recipe = recipe_for_env(find_spec(dataset).id)
+    hyperparameters = dict(recipe.hyperparameters) if recipe else {}
+    if learning_rate is not None:
+        hyperparameters["learning_rate"] = learning_rate
+    with tqdm(total=None if datatype in ("medium", "expert") else total_step, unit="step", desc=name) as bar:
+        episodes = build(
+            dataset,
+            datatype,
+            steps=total_step,
+            seed=seed,
+            training_steps=training_steps,
+            hyperparameters=hyperparameters,
+            progress=bar.update,  # type: ignore[arg-type]
+        )
+    save(episodes, target)
+    print(f"{episodes}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+
+
+def learn(
+    dataset: str,
+    output: Path,
+    config: str = "fast",
+    total_steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    log_folder: Path | None = None,
+    checkpoint_every: int = 2_000,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Learn an agent from logged episodes, without touching the system.
+
+    Args:
+        dataset: a data set's name or file.
+        output: the agent's file, a zip.
+        config: a preset: fast, toy_safe_env or locomotion.
+        total_steps: optimiser steps of the three models together; default: the preset's.
+        seed: of weights and training.
+        device: auto, cpu, cuda, ...
+        log_folder: for the training log, as TensorBoard events and CSV.
+        checkpoint_every: optimiser steps between two copies that --resume can go on from; 0 for none.
+        resume: go on where an interrupted run stopped.
+        overwrite: replace an existing agent.
+    """
+    from trebi_gym.agents import TREBIAgent
+
+    target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
+    _free(target, overwrite)
+    agent = TREBIAgent(config=config, seed=seed, device=device, tensorboard_log=log_folder)
+    learn_with_checkpoints(
+        agent, agent.learn, dataset, target, total_steps=total_steps, every=checkpoint_every, resume=resume
+    )
+    agent.save(target)
+    partial_file(target).unlink(missing_ok=True)
+    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+
+
+def evaluate(
+    agent: Positional[Path],
+    env: str | None = None,
+    ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0),
+    budgets: tuple[float, ...] | None = None,
+    maximum: float | None = None,
+    episodes: int = 20,
+    seed: int = 0,
+    change: tuple[str, ...] = (),
+    output: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Run an agent under several budgets and tell whether it keeps them.
+
+    Args:
+        agent: the agent's file.
+        env: the environment's id; default: the one that the data came from.
+        ratios: budgets as shares of the maximum.
+        budgets: budgets as they are, instead of ratios.
+        maximum: the budget at ratio 1; default: that of the data set that the agent learned from.
+        episodes: for each budget, all with the same seeds.
+        seed: of the first episode.
+        change: changes in mid-episode, as STEP:REMAINING, for example 100:6.
+        output: folder for evaluation.json, evaluation.csv and evaluation.png.
+        device: auto, cpu, cuda, ...
+    """
+    from trebi_gym.agents import TREBIAgent
+    from trebi_gym.evaluation import evaluate_budgets
+    from trebi_gym.plots import plot_budgets
+
+    loaded = TREBIAgent.load(agent, device=device)
+    chosen = (
+        budgets
+        if budgets is not None
+        else tuple(ratio * resolve_maximum(loaded, maximum) for ratio in ratios)
+    )
+    result = evaluate_budgets(
+        loaded,
+        env or resolve_env(loaded),
+        budgets=chosen,
+        episodes=episodes,
+        seed=seed,
+        schedule=[parse_change(text) for text in change],
+        progress_bar=True,
+    )
+    print(result.table())
+    print(f"{result.metadata['milliseconds_per_decision']:.1f} ms a decision")
+    if output is not None:
+        for ending in (".json", ".csv"):
+            result.save(output / f"evaluation{ending}")
+        plot_budgets(result, output / "evaluation.png", title=f"{env or resolve_env(loaded)}: {agent.name}")
+        print(f"written to {output}/evaluation.json, .csv and .png")
+
+
+def record(
+    agent: Positional[Path],
+    budget: float,
+    output: Path = Path("rollout.mp4"),
+    env: str | None = None,
+    seed: int = 0,
+    change: tuple[str, ...] = (),
+    device: str = "auto",
+) -> None:
+    """Write a video of one episode, with the remaining budget drawn in.
+
+    Args:
+        agent: the agent's file.
+        budget: what the episode may cost.
+        output: the video, an mp4.
+        env: the environment's id; default: the one that the data came from.
+        seed: of the episode.
+        change: changes in mid-episode, as STEP:REMAINING, for example 100:6.
+        device: auto, cpu, cuda, ...
+    """
+    from trebi_gym.agents import TREBIAgent
+    from trebi_gym.video import record_video
+
+    loaded = TREBIAgent.load(agent, device=device)
+    schedule = [parse_change(text) for text in change]
+    result = record_video(
+        loaded, env or resolve_env(loaded), output, budget=budget, seed=seed, schedule=schedule
+    )
+    kept = "kept" if result.kept else "broken"
+    print(
+        f"{result.path}: {result.frames} frames, return {result.episode_return:.1f}, "
+        f"cost {result.cost:.2f} of budget {result.budget:g}, {kept}"
+    )
+
+
+def info(what: Positional[str]) -> None:
+    """Tell what a data set or a saved agent holds.
+
+    Args:
+        what: a data set's name or file, or an agent's file or folder.
+    """
+    path = Path(what)
+    if path.suffix == ".zip" or path.is_dir():
+        print(describe_agent(path))
+    else:
+        print(describe_dataset(what))
+
+
+def demo(
+    output: Path = Path("runs/demo"), seed: int = 0, episodes: int = 10, total_steps: int | None = None
+) -> None:
+    """Learn from the data set that ships, evaluate five budgets and a drop in mid-episode, write plot and video.
+
+    Args:
+        output: folder for everything that is made.
+        seed: of learning and evaluation.
+        episodes: for each budget.
+        total_steps: optimiser steps, fewer for a quick look; default: the preset's.
+    """
+    from trebi_gym.demo import run_demo
+
+    run_demo(output, seed=seed, episodes=episodes, total_steps=total_steps)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "learn": learn,
+    "evaluate": evaluate,
+    "record": record,
+    "info": info,
+    "demo": demo,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an expected error is one line, without a traceback."""
+    run(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="trebi", args=arguments, description=__doc__
+        )
+    )
+
+
+def run(command: Callable[[], Any]) -> None:
+    """Call a command, and turn errors that are meant for people into one message and exit status 2."""
+    try:
+        command()
+    except TrebiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def learn_with_checkpoints(
+    agent: Any,
+    learner: Callable[..., Any],
+    dataset: Any,
+    target: Path,
+    *,
+    total_steps: int | None,
+    every: int,
+    resume: bool,
+) -> None:
+    """Call a ``learn`` method; keep a copy beside ``target`` from which ``resume`` goes on after a crash.
+
+    Raises:
+        ConfigError: a copy of an interrupted run is there and ``resume`` was not asked for, or the other way round.
+    """
+    partial = partial_file(target)
+    if resume and not partial.is_file():
+        raise ConfigError(f"there is nothing to resume: {partial} does not exist; leave --resume away")
+
+    def keep(_: dict[str, Any], __: dict[str, Any]) -> bool:
+        if every and agent.num_timesteps % every == 0:
+            agent.save(partial)
+        return True
+
+    learner(dataset, total_steps=total_steps, callback=keep, resume_from=partial if resume else None)
+
+
+def partial_file(target: Path) -> Path:
+    """Return where the copy of an unfinished run lies."""
+    return target.with_name(target.stem + ".partial.zip")
+
+
+def parse_change(text: str) -> Any:
+    """Return the ``BudgetChange`` that STEP:REMAINING stands for.
+
+    Raises:
+        ConfigError: the text has no such form.
+    """
+    from trebi_gym.rollout import BudgetChange
+
+    step, colon, remaining = text.partition(":")
+    try:
+        return BudgetChange(int(step), remaining=float(remaining))
+    except ValueError as error:
+        if colon and isinstance(error, TrebiError):
+            raise
+        raise ConfigError(f"a change is written STEP:REMAINING, for example 100:6; got {text!r}") from error
+
+
+def describe_dataset(name_or_path: str) -> str:
+    """Return what a data set holds, for people."""
+    from trebi_gym.datasets import load, resolve
+    from trebi_gym.datasets.recipes import maximum_budget
+
+    episodes = load(name_or_path)
+    returns, costs = episodes.episode_returns, episodes.episode_costs
+    budget = maximum_budget(episodes)
+    lines = [
+        repr(episodes),
+        f"file           {resolve(name_or_path)}",
+        f"environment    {episodes.metadata.get('env_id', 'not recorded')}",
+        f"made by        {episodes.metadata.get('algorithm', 'not recorded')}, seed {episodes.metadata.get('seed')}",
+        f"episodes       {len(episodes)}, of {episodes.lengths.min()} to {episodes.lengths.max()} steps; "
+        f"{int(episodes.terminated.sum())} ended by the task",
+        f"return         mean {returns.mean():.2f}, {returns.min():.2f} to {returns.max():.2f}",
+        f"cost           mean {costs.mean():.2f}, {costs.min():.2f} to {costs.max():.2f}",
+        f"maximum budget {budget.value:.4g} ({budget.rule})",
+    ]
+    for ratio in (0.2, 0.4, 0.6, 0.8, 1.0):
+        within = costs <= ratio * budget.value
+        best = f"best return {returns[within].max():.1f}" if within.any() else "none"
+        lines.append(
+            f"  ratio {ratio:.1f}    {int(within.sum())} episodes within {ratio * budget.value:.4g}, {best}"
+        )
+    return "\n".join(lines)
+
+
+def describe_agent(path: Path) -> str:
+    """Return what a saved agent is, for people."""
+    from trebi_gym.agents import TREBIAgent
+
+    agent = TREBIAgent.load(path)
+    assert agent.task is not None
+    planner = agent.config.planner
+    parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in agent.models.items()}
+    learned = agent.learned_from
+    return "\n".join(
+        [
+            repr(agent),
+            f"learned from   {learned.get('name')} ({learned.get('episodes')} episodes, {learned.get('steps')} steps)",
+            f"environment    {learned.get('env_id')}, {agent.task.episode_length} steps an episode",
+            f"horizon        {agent.config.horizon} steps, {agent.config.diffusion_steps} noise levels",
+            *(f"{name:<14} {count:,} parameters" for name, count in parameters.items()),
+            f"planner        {planner.candidates} candidates, {planner.sampler} with "
+            f"{planner.sampler_steps or agent.config.diffusion_steps} steps, {planner.guide_moves} guided moves each",
+            f"budgets        rule {planner.budget_rule!r}, costs discounted by {agent.config.cost_discount}",
+        ]
+    )
+
+
+def resolve_env(agent: Any) -> str:
+    """Return the id of the environment that the agent's data came from.
+
+    Raises:
+        ConfigError: the data did not say.
+    """
+    found = agent.learned_from.get("env_id")
+    if not found:
+        raise ConfigError("the agent's data name no environment; pass --env ID")
+    return str(found)
+
+
+def resolve_maximum(agent: Any, maximum: float | None) -> float:
+    """Return the budget at ratio 1: the given one, else that of the agent's data set.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    from trebi_gym.datasets import load
+    from trebi_gym.datasets.recipes import RECIPES, maximum_budget
+
+    if maximum is not None:
+        return maximum
+    name = str(agent.learned_from.get("name"))
+    if name in RECIPES:
+        return RECIPES[name].maximum_budget
+    try:
+        return maximum_budget(load(name)).value
+    except TrebiError as error:
+        raise ConfigError(
+            f"no maximum budget is known for {name!r}; pass --maximum, or --budgets instead of --ratios"
+        ) from error
+
+
+def _free(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} exists already; pass --overwrite to replace it, or another --output")

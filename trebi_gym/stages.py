@@ -1,0 +1,178 @@
+"""The original's three training stages and its planning stage, which the scripts call with the original's flags.
+
+Each stage writes its model into one agent folder, ``<logbase>/<dataset>/<config>``, where planning finds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents.models import PARTS
+from trebi_gym.agents.presets import preset
+from trebi_gym.agents.trebi import LEARNERS
+from trebi_gym.cli import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum
+from trebi_gym.errors import ConfigError, NotLearnedError
+from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
+
+
+@dataclass(frozen=True)
+class StageArguments:
+    """One training stage."""
+
+    dataset: str
+    """A data set's name or file."""
+    config: str = "config.toy_safe_env"
+    """config.toy_safe_env, config.locomotion, or config.fast."""
+    logbase: Path = Path("logs")
+    """Agent folders are made in here."""
+    total_steps: Annotated[int | None, tyro.conf.arg(aliases=("--n-train-steps",))] = None
+    """Optimiser steps; default: the preset's, which for the paper's presets takes days on a CPU."""
+    seed: int = 0
+    """Of weights and training."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    checkpoint_every: int = 1_000
+    """Optimiser steps between two copies that --resume can go on from; 0 for none."""
+    resume: bool = False
+    """Go on where an interrupted run of this stage stopped."""
+
+
+@dataclass(frozen=True)
+class PlanArguments:
+    """Planning within a budget."""
+
+    dataset: str
+    """The data set that the agent was learned from."""
+    config: str = "config.toy_safe_env"
+    """The preset that the three stages were run with."""
+    logbase: Path = Path("logs")
+    """Where the agent folder is."""
+    ratio_of_maxthreshold: float = 1.0
+    """The budget as a share of the data set's maximum."""
+    random_budget: int = 0
+    """1: every episode draws its ratio from U(0.1, 1)."""
+    control_interval: int = 1
+    """Actions of a plan that are executed before planning again."""
+    episodes: int = 20
+    """Episodes to run."""
+    seed: int = 0
+    """Of the first episode, and of the agent's draws."""
+    env: str | None = None
+    """The environment; default: the one that the data came from."""
+    maximum: float | None = None
+    """The budget at ratio 1; default: the data set's."""
+    cost_grad_weight: float | None = None
+    """w, the weight of the cost's gradient; default: the preset's."""
+    candidates: int | None = None
+    """Plans for each decision; default: the preset's."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+
+
+def agent_folder(logbase: Path, dataset: str, config: str) -> Path:
+    """Return the folder where the stages leave their models."""
+    name = Path(dataset).stem if Path(dataset).suffix else dataset
+    return logbase / name / preset(config).preset
+
+
+def train_stage(part: str, arguments: StageArguments) -> None:
+    """Learn one of the three models and put it into the agent folder.
+
+    Raises:
+        ConfigError: no such preset, or nothing to resume.
+        DatasetError: the data cannot be used.
+    """
+    folder = agent_folder(arguments.logbase, arguments.dataset, arguments.config)
+    target = folder / f"{part}.zip"
+    agent = TREBIAgent(
+        config=arguments.config,
+        seed=arguments.seed,
+        device=arguments.device,
+        tensorboard_log=folder / f"{part}-log",
+    )
+    learner = {
+        "diffusion": agent.learn_diffusion,
+        "reward_critic": agent.learn_reward_critic,
+        "cost_critic": agent.learn_cost_critic,
+    }[part]
+    learn_with_checkpoints(
+        agent,
+        learner,
+        arguments.dataset,
+        target,
+        total_steps=arguments.total_steps,
+        every=arguments.checkpoint_every,
+        resume=arguments.resume,
+    )
+    agent.save(target)
+    partial_file(target).unlink(missing_ok=True)
+    missing = [name for name in PARTS if not (folder / f"{name}.zip").is_file()]
+    print(f"written to {target}")
+    for name in missing:
+        print(f"still to do: {LEARNERS[name][1]}")
+
+
+def plan_stage(arguments: PlanArguments) -> None:
+    """Run the agent of a folder under budgets, print the table and save it beside the models.
+
+    Raises:
+        NotLearnedError: a model is missing; the message names its script.
+        BudgetError: the ratio is no budget.
+    """
+    folder = agent_folder(arguments.logbase, arguments.dataset, arguments.config)
+    missing = [part for part in PARTS if not (folder / f"{part}.zip").is_file()]
+    if missing:
+        todo = ", ".join(f"{part} (python {LEARNERS[part][1]})" for part in missing)
+        raise NotLearnedError(
+            f"{folder} lacks {todo}; run it with --dataset {arguments.dataset} --config {arguments.config}"
+        )
+    if arguments.random_budget not in (0, 1):
+        raise ConfigError(f"--random_budget is 0 or 1; got {arguments.random_budget}")
+    agent = TREBIAgent.load(folder, device=arguments.device)
+    changes: dict[str, float] = {"control_interval": arguments.control_interval}
+    if arguments.cost_grad_weight is not None:
+        changes["cost_weight"] = arguments.cost_grad_weight
+    if arguments.candidates is not None:
+        changes["candidates"] = arguments.candidates
+    agent.set_planner(**changes)
+    maximum = resolve_maximum(agent, arguments.maximum)
+    env_id = arguments.env or resolve_env(agent)
+    if arguments.random_budget:
+        ratios = np.random.default_rng(arguments.seed).uniform(0.1, 1.0, arguments.episodes)
+        result = evaluate_episodes(
+            agent,
+            env_id,
+            budgets=[float(ratio * maximum) for ratio in ratios],
+            seeds=[arguments.seed + index for index in range(arguments.episodes)],
+            seed=arguments.seed,
+            progress_bar=True,
+        )
+        whole = result.summary()
+        print(
+            f"{whole.episodes} episodes, ratios from U(0.1, 1): return {whole.return_mean:.1f}, "
+            f"cost {whole.cost_mean:.2f} of a mean budget of {whole.budget:.2f}, share over {whole.share_over:.2f}, "
+            f"worst excess {whole.worst_excess:.2f}"
+        )
+        name = "plan-random"
+    else:
+        budget = arguments.ratio_of_maxthreshold * maximum
+        result = evaluate_budgets(
+            agent,
+            env_id,
+            budgets=[budget],
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            progress_bar=True,
+        )
+        print(result.table())
+        name = f"plan-{arguments.ratio_of_maxthreshold:g}"
+    if arguments.control_interval != 1:
+        name += f"-interval-{arguments.control_interval}"
+    result.save(folder / f"{name}.json")
+    print(f"written to {folder / name}.json")
