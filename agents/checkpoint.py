@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
                     )
             description = json.loads(archive.read(DESCRIPTION))
             tensors = load_tensors(archive.read(TENSORS))
-    except (zipfile.BadZipFile, SafetensorError, ValueError, OSError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, SafetensorError, ValueError, OSError, EOFError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

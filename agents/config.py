@@ -90,6 +90,8 @@ class PlannerConfig:
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
     """For ``budget_rule="constant"``; None: published for the data set, else the data's own ratio of the sums."""
+    condition_low: float = 0.0
+    """A denoiser that is conditioned on cost is asked for plans that cost from this share of the budget to all of it."""
     margin: float = 0.0
     """Share of what is left of the budget that planning holds back, against optimistic predictions."""
     control_interval: int = 1
@@ -139,6 +141,8 @@ class TREBIConfig:
     """Of rewards-to-go, in (0, 1]."""
     cost_discount: float = 0.99
     """Of costs-to-go, in (0, 1]."""
+    cost_quantile: float | None = None
+    """The cost critic predicts this quantile of the cost to come; None: the mean, as in the paper."""
     termination_reward: float = 0.0
     """Added to the last reward of an episode that the task ended."""
     termination_cost: float = 0.0
@@ -165,6 +169,10 @@ class TREBIConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("discount", "cost_discount"):
             _require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1]; got {getattr(self, name)}")
+        _require(
+            self.cost_quantile is None or 0 < self.cost_quantile < 1,
+            f"cost_quantile must lie in (0, 1); got {self.cost_quantile}",
+        )
         _require(
             self.episode_length is None or self.episode_length >= self.horizon,
             f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}",

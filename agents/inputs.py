@@ -79,6 +79,11 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
     observations, single = _observations(observation, observation_size)
     remaining, discounts, steps = _budgets(budget, len(observations))
     if steps_left is not None:
+        if steps_left.size not in (1, len(observations)) or not np.isfinite(steps_left).all():
+            raise ObservationError(
+                f'"steps_left" must hold one finite number for each of {len(observations)} environments; '
+                f"got {steps_left}"
+            )
         steps_left = np.broadcast_to(steps_left, (len(observations),)).astype(np.float64)
     return Request(observations, remaining, discounts, steps, single, steps_left)
 

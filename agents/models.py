@@ -136,8 +136,9 @@ def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWin
 
         if part != "diffusion":
             target = window.return_to_go if part == "reward_critic" else window.cost_to_go
-            value = critic_loss(model, schedule, x0, t, noise, target, pin, window.steps_left)
-            return value, {"rmse": value.detach().sqrt()}
+            quantile = config.cost_quantile if part == "cost_critic" else None
+            value = critic_loss(model, schedule, x0, t, noise, target, pin, window.steps_left, quantile)
+            return value, {}
         condition = None
         if conditioned:
             dropped = torch.rand(batch_size, generator=generator, device=device) < CONDITION_DROPOUT

@@ -74,7 +74,6 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
             "part": run.part,
             "num_timesteps": agent.num_timesteps,
         }
-        description["parts"] = [part for part in chosen if part != run.part]
     return checkpoint.write(path, description, tensors)
 
 
@@ -102,7 +101,7 @@ def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.dev
     return agent
 
 
-def resume(agent: TREBIAgent, path: str | os.PathLike[str]) -> None:
+def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]) -> None:
     """Take finished models and the state of the running fit from a file that was saved while learning.
 
     Raises:
@@ -121,8 +120,19 @@ def resume(agent: TREBIAgent, path: str | os.PathLike[str]) -> None:
     run = found.description.get("run")
     if run is None:
         raise CheckpointError(f"{path} holds no unfinished learning run; load it with TREBIAgent.load(path)")
+    if sorted(run["parts"]) != sorted(parts):
+        raise CheckpointError(
+            f"{path} was saved while learning {', '.join(run['parts'])}, not {', '.join(parts)}; "
+            "resume it with the method that it was learned with"
+        )
+    assert agent.task is not None
+    for name, normalizer in (("observations", agent.task.observations), ("actions", agent.task.actions)):
+        stored = found.part(name)
+        if not all(np.array_equal(stored[key].numpy(), getattr(normalizer, key)) for key in ("center", "scale")):
+            raise CheckpointError(f"{path} cannot be resumed here: it was learned from other {name}")
     agent.models.clear()
     _take_models(agent, found)
+    agent.models.pop(run["part"], None)  # one that was stopped is in the file as it was then
     agent.num_timesteps = int(run["num_timesteps"])
     agent.run = Run(
         parts=tuple(run["parts"]), steps=dict(run["steps"]), part=run["part"], state=found.part("run")

@@ -136,7 +136,9 @@ class BudgetGuidedPlanner:
         condition = None
         if self._cost_range is not None:
             low, high = self._cost_range
-            condition = budgets.clamp(low, high) / max(high, 1e-6)
+            # asked for plans of every cost up to the budget, so that cheap ones are always among the candidates
+            share = torch.linspace(config.condition_low, 1.0, config.candidates, device=self._device)
+            condition = (budgets * share.repeat(environments)).clamp(low, high) / max(high, 1e-6)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             clean: torch.Tensor = (

@@ -157,7 +157,7 @@ class TREBIAgent:
                 self.models.pop(part, None)
             self.run, self.num_timesteps = None, 0
         else:
-            persistence.resume(self, resume_from)
+            persistence.resume(self, resume_from, parts)
         run_parts(self, parts, episodes, total_steps, callback, log_interval, progress_bar)
         return self
 
@@ -295,18 +295,18 @@ class TREBIAgent:
                 f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
                 "pass state=None when the number of environments changes"
             )
+        started = np.zeros(environments, dtype=np.bool_)
+        if episode_start is not None:
+            started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
         if state is None or state.actions.shape[1] != interval:
             return PlanState(
-                step=np.zeros(environments, dtype=np.int64) if state is None else state.step.copy(),
+                step=np.zeros(environments, dtype=np.int64) if state is None else np.where(started, 0, state.step),
                 actions=np.zeros((environments, interval, self.task.action_size), dtype=np.float32),
                 position=np.full(environments, interval, dtype=np.int64),
                 rewards=np.zeros(environments, dtype=np.float32),
                 costs=np.zeros(environments, dtype=np.float32),
                 budgets=np.zeros(environments, dtype=np.float32),
             )
-        started = np.zeros(environments, dtype=np.bool_)
-        if episode_start is not None:
-            started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
         return PlanState(
             step=np.where(started, 0, state.step),
             actions=state.actions.copy(),

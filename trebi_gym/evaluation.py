@@ -158,10 +158,7 @@ class Evaluation:
         """
         try:
             document = json.loads(text)
-            records = tuple(
-                EpisodeRecord(**{**item, "budget": math.inf if item["budget"] is None else item["budget"]})
-                for item in document["episodes"]
-            )
+            records = tuple(EpisodeRecord(**_infinite(item)) for item in document["episodes"])
             return cls(records, document["metadata"])
         except (ValueError, KeyError, TypeError) as error:
             raise TrebiError(f"this is not a saved evaluation: {error!r}") from error
@@ -362,6 +359,12 @@ class _Timed:
         self.seconds += time.perf_counter() - started
         self.decisions += len(observation)
         return result
+
+
+def _infinite(item: dict[str, Any]) -> dict[str, Any]:
+    """Undo for one episode what ``_finite`` did to an endless budget."""
+    names = ["budget", "remaining"] + ["changed_budget"] * (item["cost_after_change"] is not None)
+    return {**item, **{name: math.inf for name in names if item[name] is None}}
 
 
 def _finite(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg", force=False)
 
@@ -30,25 +33,36 @@ def plot_budgets(
         path: of the picture; its ending gives the format (png, pdf, svg).
         title: above the picture.
 
+    Episodes without a limit (a budget of infinity) have no place on the axis and are left out.
+
     Raises:
-        TrebiError: the ending is no picture format.
+        TrebiError: the ending is no picture format, or no budget is finite.
     """
     named = {"": evaluations} if isinstance(evaluations, Evaluation) else dict(evaluations)
     target = Path(path)
     if target.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise TrebiError(f"a plot is saved as .png, .pdf or .svg; got {target.name!r}")
+    finite = [
+        record
+        for evaluation in named.values()
+        for record in evaluation.records
+        if math.isfinite(record.budget)
+    ]
+    if not finite:
+        raise TrebiError("there is no episode with a finite budget to draw")
+    top = max(record.budget for record in finite) or 1.0
+    highest = max(top, *(record.cost for record in finite))
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     costs, returns = figure.subplots(1, 2)
-    top = max(max(evaluation.budgets) for evaluation in named.values())
     costs.plot([0, top], [0, top], color="0.35", linestyle="--", linewidth=1, label="cost = budget")
-    costs.fill_between([0, top], [0, top], [top * 1.15, top * 1.15], color="#c8553d", alpha=0.07, linewidth=0)
-    for colour, (name, evaluation) in zip(COLOURS, named.items(), strict=False):
-        summaries = evaluation.summaries
+    costs.fill_between([0, top], [0, top], [highest * 1.15] * 2, color="#c8553d", alpha=0.07, linewidth=0)
+    for colour, (name, evaluation) in zip(itertools.cycle(COLOURS), named.items(), strict=False):
+        summaries = [summary for summary in evaluation.summaries if math.isfinite(summary.budget)]
         budgets = [summary.budget for summary in summaries]
         costs.scatter(
-            [record.budget for record in evaluation.records],
-            [record.cost for record in evaluation.records],
+            [record.budget for record in evaluation.records if math.isfinite(record.budget)],
+            [record.cost for record in evaluation.records if math.isfinite(record.budget)],
             s=9,
             color=colour,
             alpha=0.3,
@@ -70,7 +84,7 @@ def plot_budgets(
             colour,
             name or "mean return",
         )
-    costs.set(xlabel="budget", ylabel="cost of the episode", xlim=(0, top * 1.05), ylim=(0, top * 1.15))
+    costs.set(xlabel="budget", ylabel="cost of the episode", xlim=(0, top * 1.05), ylim=(0, highest * 1.15))
     returns.set(xlabel="budget", ylabel="return of the episode", xlim=(0, top * 1.05))
     for axes in (costs, returns):
         axes.spines[["top", "right"]].set_visible(False)
@@ -90,9 +104,9 @@ def _errors(
     colour: str,
     label: str,
 ) -> None:
-    # an interval of a single episode is NaN and draws nothing
+    # an interval of a single episode is NaN and draws nothing; rounding may not make one negative
     spread = [
-        [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
-        [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+        [np.maximum(mean - low, 0.0) for mean, (low, _) in zip(means, intervals, strict=True)],
+        [np.maximum(high - mean, 0.0) for mean, (_, high) in zip(means, intervals, strict=True)],
     ]
     axes.errorbar(budgets, means, yerr=spread, color=colour, marker="o", markersize=5, capsize=3, label=label)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -150,7 +151,7 @@ def rollout(
             counted[index] = idle
             if job is not None:
                 episode[index], counted[index] = job
-                seeds[index] = seed + job[0] if isinstance(seed, int) else int(seed[job[0]])
+                seeds[index] = int(seed) + job[0] if isinstance(seed, numbers.Integral) else int(seed[job[0]])  # type: ignore[index]
         if not active.any():
             return
         if ready.any():

@@ -103,12 +103,18 @@ def critic_loss(
     target: Tensor,
     pin: Pin,
     steps_left: Tensor | None = None,
+    quantile: float | None = None,
 ) -> Tensor:
     """Return the mean squared error of what the critic reads from the noisy, pinned trajectories.
 
     `mean((critic(pin(x_t), t) - target) ** 2)` (arXiv 2306.00603): x0 and noise (B, H, D), t (B,), and
-    target (B,), the sum of rewards or costs to the episode's end.
+    target (B,), the sum of rewards or costs to the episode's end. With a quantile q in (0, 1) it is the mean
+    of `max(q e, (q - 1) e)` with `e = target - critic(...)` instead, whose minimum is the target's q-quantile
+    (Koenker and Bassett 1978).
     """
     noisy = pin(add_noise(schedule, x0, t, noise))
     predicted = critic(noisy, t) if steps_left is None else critic(noisy, t, steps_left)
+    if quantile is not None:
+        error = target - predicted
+        return torch.maximum(quantile * error, (quantile - 1) * error).mean()
     return ((predicted - target) ** 2).mean()

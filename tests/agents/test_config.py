@@ -1,0 +1,187 @@
+"""Configurations: checked when they are made, written as JSON, and the paper's two as published."""
+
+import dataclasses
+import json
+
+import pytest
+
+from trebi_gym.agents import (
+    PRESETS,
+    NetworkConfig,
+    PlannerConfig,
+    TrainingConfig,
+    TREBIAgent,
+    TREBIConfig,
+    preset,
+)
+from trebi_gym.errors import ConfigError
+
+PAPER_UNET = {"dim": 32, "dim_mults": [1, 2, 4, 8]}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_goes_through_json_unchanged(name):
+    config = PRESETS[name]
+    assert TREBIConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.preset == name
+
+
+def test_a_changed_configuration_goes_through_json_unchanged():
+    config = TREBIConfig(horizon=16, normalizer="limits", episode_length=50).replace(
+        planner={"sampler_steps": None, "budget_factor": 0.5, "control_interval": 3},
+        critic_training={"learning_rate_schedule": "cosine"},
+    )
+    assert TREBIConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_toy_safe_env_is_the_papers():
+    config = preset("toy_safe_env")
+    assert (config.horizon, config.diffusion_steps) == (32, 20)
+    assert config.denoiser == NetworkConfig("temporal_unet", PAPER_UNET)
+    assert config.reward_critic == config.cost_critic == NetworkConfig("temporal", PAPER_UNET)
+    assert (config.discount, config.cost_discount) == (0.99, 0.99)
+    assert (config.termination_reward, config.termination_cost) == (0.0, 0.0)
+    assert config.first_action_weight == 10.0
+    assert config.normalizer == "gaussian"
+    training = {
+        "steps": 200_000,
+        "batch_size": 32,
+        "accumulation": 2,
+        "learning_rate": 2e-4,
+        "learning_rate_schedule": "constant",
+        "ema_decay": 0.995,
+        "ema_start": 2_000,
+        "ema_every": 10,
+    }
+    assert dataclasses.asdict(config.denoiser_training) == training
+    assert dataclasses.asdict(config.critic_training) == training
+    planner = config.planner
+    assert (planner.candidates, planner.sampler, planner.sampler_steps) == (128, "ddpm", None)
+    assert (planner.guide_scale, planner.guide_stop, planner.guide_moves) == (0.1, 2, 2)
+    assert (planner.cost_weight, planner.guide_type) == (20.0, 1)
+    assert planner.budget_rule == "constant"
+    assert planner.budget_factor is None
+
+
+def test_locomotion_is_the_papers():
+    config, toy = preset("locomotion"), preset("toy_safe_env")
+    assert (config.discount, config.cost_discount) == (0.997, 0.997)
+    assert (config.termination_reward, config.termination_cost) == (-100.0, 100.0)
+    assert config.denoiser_training == dataclasses.replace(toy.denoiser_training, steps=1_000_000)
+    assert config.critic_training == toy.critic_training
+    assert config.planner == dataclasses.replace(toy.planner, candidates=64, cost_weight=5.0)
+    assert (config.horizon, config.diffusion_steps, config.denoiser) == (32, 20, toy.denoiser)
+
+
+def test_the_default_is_the_preset_fast():
+    assert TREBIConfig() == preset("fast")
+    assert TREBIAgent().config == preset("fast")
+
+
+def test_a_preset_is_found_by_its_name_and_by_the_originals_way_of_writing_it():
+    assert preset("config.toy_safe_env") is preset("toy_safe_env")
+    assert TREBIAgent(config="config.locomotion").config is preset("locomotion")
+    with pytest.raises(ConfigError, match="no preset 'slow'; there are .*toy_safe_env"):
+        preset("slow")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizon": 0}, "horizon must be at least 1; got 0"),
+        ({"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+        ({"discount": 0.0}, r"discount must lie in \(0, 1\]; got 0.0"),
+        ({"cost_discount": 1.01}, r"cost_discount must lie in \(0, 1\]"),
+        ({"discount": float("nan")}, "discount must lie in"),
+        ({"normalizer": "cdf"}, "normalizer must be one of gaussian, limits; got 'cdf'"),
+        ({"denoiser": NetworkConfig("transformer")}, "denoiser must be one of .*mlp.*; got 'transformer'"),
+        ({"reward_critic": NetworkConfig("temporal_unet")}, "reward_critic must be one of temporal, mlp"),
+        ({"cost_critic": NetworkConfig("x")}, "cost_critic must be one of"),
+        ({"horizon": 64, "episode_length": 50}, "64 steps is longer than an episode of 50"),
+        ({"horizon": 36, "denoiser": NetworkConfig("temporal_unet")}, "must divide by 8; got 36"),
+        ({"diffusion_steps": 4, "planner": {"sampler_steps": 5}}, "sampler_steps is 5, .* only 4 steps"),
+        ({"horizon": 4, "planner": {"control_interval": 5}}, "control_interval is 5, .* only 4 steps"),
+        ({"planner": {"candidates": 0}}, "candidates must be at least 1"),
+        ({"planner": {"control_interval": 0}}, "control_interval must be at least 1"),
+        ({"planner": {"sampler": "euler"}}, "sampler must be one of ddpm, ddim; got 'euler'"),
+        ({"planner": {"sampler_steps": 0}}, "sampler_steps must be at least 1, or None"),
+        ({"planner": {"cost_weight": -1.0}}, "cost_weight must be at least 0"),
+        ({"planner": {"cost_weight": float("nan")}}, "cost_weight must be at least 0"),
+        ({"planner": {"guide_scale": -0.1}}, "guide_scale must be at least 0"),
+        ({"planner": {"guide_moves": -1}}, "guide_moves must be at least 0"),
+        ({"planner": {"guide_type": 2}}, "guide_type must be one of 0, 1; got 2"),
+        ({"planner": {"ranking": "best"}}, "ranking must be one of rescored, original"),
+        ({"planner": {"ranking": "original", "guide_moves": 0}}, "needs guide_moves of at least 1"),
+        ({"planner": {"budget_rule": "x"}}, "budget_rule must be one of remaining, constant"),
+        ({"planner": {"budget_factor": 0.0}}, "budget_factor must be positive"),
+        ({"planner": {"candidate": 3}}, "no field candidate; it has .*candidates"),
+        ({"denoiser_training": {"steps": 0}}, "steps must be at least 1"),
+        ({"denoiser_training": {"batch_size": 0}}, "batch_size must be at least 1"),
+        ({"critic_training": {"accumulation": 0}}, "accumulation must be at least 1"),
+        ({"critic_training": {"learning_rate": 0.0}}, "learning_rate must be positive"),
+        ({"critic_training": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\)"),
+        ({"critic_training": {"ema_start": -1}}, "ema_start must be at least 0"),
+        ({"critic_training": {"ema_every": 0}}, "ema_every must be at least 1"),
+        ({"critic_training": {"learning_rate_schedule": "step"}}, "must be one of constant, cosine"),
+        ({"horizons": 3}, "no field horizons; it has .*horizon"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_made(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        TREBIConfig().replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("horizon",), "32", "config.horizon must be of type int; got '32'"),
+        (("horizon",), 32.5, "config.horizon must be of type int"),
+        (("horizon",), True, "config.horizon must be of type int"),
+        (("horizon",), None, "config.horizon must be of type int"),
+        (("discount",), "0.9", "config.discount must be of type float"),
+        (("preset",), 3, "config.preset must be of type str"),
+        (("planner",), [1], "config.planner must be an object with named fields"),
+        (("planner", "candidates"), "many", "config.planner.candidates must be of type int"),
+        (("planner", "speed"), 1, "config.planner has no field speed"),
+        (("denoiser", "options"), 3, "config.denoiser.options must be of type"),
+        (("speed",), 1, "config has no field speed"),
+    ],
+)
+def test_json_of_another_shape_is_refused_with_the_place(path, value, message):
+    document = TREBIConfig().to_dict()
+    place = document
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        TREBIConfig.from_dict(document)
+
+
+def test_json_that_leaves_a_field_out_takes_its_default():
+    assert TREBIConfig.from_dict({"horizon": 16}) == TREBIConfig(horizon=16)
+
+
+def test_whole_numbers_are_accepted_where_a_float_is_asked():
+    config = TREBIConfig.from_dict({"discount": 1})
+    assert config.discount == 1.0
+    assert isinstance(config.discount, float)
+
+
+def test_replacing_changes_a_copy_only():
+    config = TREBIConfig()
+    changed = config.replace(planner={"candidates": 3})
+    assert changed.planner.candidates == 3
+    assert config == TREBIConfig()
+    assert changed.replace(planner=config.planner) == config
+
+
+def test_a_configuration_cannot_be_changed_in_place():
+    for config in (TREBIConfig(), PlannerConfig(), TrainingConfig()):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, dataclasses.fields(config)[0].name, 1)
+
+
+def test_options_that_a_network_does_not_take_are_refused_when_learning(shipped_dataset, tiny_config):
+    config = tiny_config.replace(cost_critic=NetworkConfig("mlp", {"wide": 3}))
+    with pytest.raises(ConfigError, match="'mlp' for cost_critic cannot be built: .*takes no wide"):
+        TREBIAgent(config=config, device="cpu", seed=0).learn_cost_critic(shipped_dataset, progress_bar=False)
