@@ -35,7 +35,9 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,docs]'
-	$(BIN)/mkdocs build --strict
+	rm -rf build
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --target build/docs-package .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

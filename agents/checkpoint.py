@@ -84,7 +84,15 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
                     )
             description = json.loads(archive.read(DESCRIPTION))
             tensors = load_tensors(archive.read(TENSORS))
-    except (zipfile.BadZipFile, zlib.error, SafetensorError, ValueError, OSError, EOFError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        SafetensorError,
+        ValueError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

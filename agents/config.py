@@ -78,7 +78,7 @@ class PlannerConfig:
     """1: ``grad R - w [C > b] grad C``; 0: the cost's gradient also grows with the relative excess."""
     cost_weight: float = 20.0
     """w, the weight of the cost's gradient where a plan breaks the budget."""
-    guide_scale: float = 0.1
+    guide_scale: float = 0.05
     """How far one guided move goes, in units of the posterior variance times the gradient."""
     guide_moves: int = 1
     """Guided moves in every denoising step; 0 for selection only."""
@@ -131,17 +131,17 @@ class TREBIConfig:
     """H, steps in a plan."""
     diffusion_steps: int = 20
     """T, steps of the noise schedule."""
-    denoiser: NetworkConfig = NetworkConfig("mlp", {"width": 256, "blocks": 3})
+    denoiser: NetworkConfig = NetworkConfig("mlp", {"width": 256, "blocks": 3, "condition": True})
     """The network that predicts clean trajectories."""
-    reward_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2})
+    reward_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2, "steps_left": True})
     """The network that predicts the discounted reward still to come."""
-    cost_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2})
+    cost_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2, "steps_left": True})
     """The network that predicts the discounted cost still to come."""
     discount: float = 0.99
     """Of rewards-to-go, in (0, 1]."""
     cost_discount: float = 0.99
     """Of costs-to-go, in (0, 1]."""
-    cost_quantile: float | None = None
+    cost_quantile: float | None = 0.9
     """The cost critic predicts this quantile of the cost to come; None: the mean, as in the paper."""
     termination_reward: float = 0.0
     """Added to the last reward of an episode that the task ended."""

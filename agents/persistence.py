@@ -128,7 +128,9 @@ def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]
     assert agent.task is not None
     for name, normalizer in (("observations", agent.task.observations), ("actions", agent.task.actions)):
         stored = found.part(name)
-        if not all(np.array_equal(stored[key].numpy(), getattr(normalizer, key)) for key in ("center", "scale")):
+        if not all(
+            np.array_equal(stored[key].numpy(), getattr(normalizer, key)) for key in ("center", "scale")
+        ):
             raise CheckpointError(f"{path} cannot be resumed here: it was learned from other {name}")
     agent.models.clear()
     _take_models(agent, found)

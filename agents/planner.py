@@ -138,7 +138,8 @@ class BudgetGuidedPlanner:
             low, high = self._cost_range
             # asked for plans of every cost up to the budget, so that cheap ones are always among the candidates
             share = torch.linspace(config.condition_low, 1.0, config.candidates, device=self._device)
-            condition = (budgets * share.repeat(environments)).clamp(low, high) / max(high, 1e-6)
+            wanted = budgets.clamp(low, high) * share.repeat(environments)  # infinity times zero is no number
+            condition = wanted.clamp(min=low) / max(high, 1e-6)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             clean: torch.Tensor = (

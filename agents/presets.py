@@ -25,6 +25,7 @@ toy_safe_env = TREBIConfig(
     cost_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     discount=0.99,
     cost_discount=0.99,
+    cost_quantile=None,
     denoiser_training=TrainingConfig(steps=200_000, **_PAPER_UPDATE),  # type: ignore[arg-type]
     critic_training=TrainingConfig(steps=200_000, **_PAPER_UPDATE),  # type: ignore[arg-type]
     planner=PlannerConfig(candidates=128, cost_weight=20.0, **_PAPER_PLANNER),  # type: ignore[arg-type]

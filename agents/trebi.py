@@ -300,7 +300,7 @@ class TREBIAgent:
             started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
         if state is None or state.actions.shape[1] != interval:
             return PlanState(
-                step=np.zeros(environments, dtype=np.int64) if state is None else np.where(started, 0, state.step),
+                step=np.where(started, 0, 0 if state is None else state.step),
                 actions=np.zeros((environments, interval, self.task.action_size), dtype=np.float32),
                 position=np.full(environments, interval, dtype=np.int64),
                 rewards=np.zeros(environments, dtype=np.float32),

@@ -385,11 +385,12 @@ def describe_env(env_id: str) -> dict[str, Any]:
 
 def describe_sac(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return what a data set's metadata say of the algorithm: its name and the hyperparameters it ran with."""
+    rate = model.learning_rate  # a number, or a function of the training's progress
     return {
         "algorithm": "stable_baselines3.SAC",
         "training_steps": steps,
         "hyperparameters": {
-            "learning_rate": repr(model.learning_rate) if callable(model.learning_rate) else model.learning_rate,
+            "learning_rate": rate if isinstance(rate, (int, float)) else repr(rate),
             "buffer_size": model.buffer_size,
             "batch_size": model.batch_size,
             "gamma": model.gamma,

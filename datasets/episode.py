@@ -132,21 +132,17 @@ class EpisodeDataset:
         sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
         if len(set(sizes.values())) > 1:
             raise DatasetError(f"all arrays must hold the same number of steps; found {sizes}")
-        for name in ("observations", "next_observations", "actions"):
-            if arrays[name].ndim != 2:
-                raise DatasetError(
-                    f"{name} must have two dimensions (steps, features); found {arrays[name].shape}"
-                )
-        for name in ("rewards", "costs", "terminals", "timeouts"):
-            if arrays[name].ndim != 1:
-                raise DatasetError(f"{name} must have one dimension (steps,); found {arrays[name].shape}")
+        for name, array in arrays.items():
+            matrix = name in ("observations", "next_observations", "actions")
+            if array.ndim != (2 if matrix else 1):
+                shape = "two dimensions (steps, features)" if matrix else "one dimension (steps,)"
+                raise DatasetError(f"{name} must have {shape}; found {array.shape}")
+            check_finite(name, array)
         if arrays["observations"].shape != arrays["next_observations"].shape:
             raise DatasetError(
                 "observations and next_observations must have the same shape; "
                 f"found {arrays['observations'].shape} and {arrays['next_observations'].shape}"
             )
-        for name, array in arrays.items():
-            check_finite(name, array)
         terminal = arrays["terminals"].astype(np.bool_)
         timeout = arrays["timeouts"].astype(np.bool_)
         ends = np.flatnonzero(terminal | timeout)

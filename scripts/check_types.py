@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ FOLDERS = ("trebi_gym", "envs", "agents", "datasets")
 
 def main() -> int:
     """Install into a temporary folder, check everything there, and make sure that no file was left out."""
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # what an earlier build left would be installed too
     expected = sum(1 for folder in FOLDERS for _ in (ROOT / folder).rglob("*.py"))
     with tempfile.TemporaryDirectory() as folder:
         install = [

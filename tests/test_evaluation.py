@@ -126,7 +126,7 @@ def test_single_episodes_can_have_a_budget_each():
 
 def test_a_summary_is_that_of_its_budgets_episodes():
     costs = [1.0, 2.0, 3.0, 10.0]
-    found = Evaluation(tuple(record(5.0, cost) for cost in costs) + (record(50.0, 7.0),))
+    found = Evaluation((*(record(5.0, cost) for cost in costs), record(50.0, 7.0)))
     summary = found.summary(5.0)
     assert summary.episodes == 4
     assert summary.cost_mean == pytest.approx(4.0)

@@ -107,9 +107,7 @@ def test_a_recording_reports_what_the_episode_earned_and_cost(tmp_path):
     assert (found.frames, found.episode_return, found.cost) == (5, pytest.approx(101.0), pytest.approx(11.0))
     assert found.kept
     change = [BudgetChange(3, remaining=3.0)]
-    assert not record_video(
-        Scripted(), "Ledger-v0", tmp_path / "a.mp4", budget=99.0, schedule=change
-    ).kept
+    assert not record_video(Scripted(), "Ledger-v0", tmp_path / "a.mp4", budget=99.0, schedule=change).kept
     with VideoFileClip(str(tmp_path / "a.mp4")) as clip:
         assert clip.fps == 10
         # sides must be even for the codec: 83 x (61 + panel)

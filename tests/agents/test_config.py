@@ -81,7 +81,7 @@ def test_the_default_is_the_preset_fast():
 def test_a_preset_is_found_by_its_name_and_by_the_originals_way_of_writing_it():
     assert preset("config.toy_safe_env") is preset("toy_safe_env")
     assert TREBIAgent(config="config.locomotion").config is preset("locomotion")
-    with pytest.raises(ConfigError, match="no preset 'slow'; there are .*toy_safe_env"):
+    with pytest.raises(ConfigError, match=r"no preset 'slow'; there are .*toy_safe_env"):
         preset("slow")
 
 
@@ -183,5 +183,5 @@ def test_a_configuration_cannot_be_changed_in_place():
 
 def test_options_that_a_network_does_not_take_are_refused_when_learning(shipped_dataset, tiny_config):
     config = tiny_config.replace(cost_critic=NetworkConfig("mlp", {"wide": 3}))
-    with pytest.raises(ConfigError, match="'mlp' for cost_critic cannot be built: .*takes no wide"):
+    with pytest.raises(ConfigError, match=r"'mlp' for cost_critic cannot be built: .*takes no wide"):
         TREBIAgent(config=config, device="cpu", seed=0).learn_cost_critic(shipped_dataset, progress_bar=False)

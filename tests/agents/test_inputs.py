@@ -79,7 +79,9 @@ def test_a_budget_that_is_passed_goes_before_the_one_that_is_observed():
 
 @pytest.mark.parametrize("observation", [ONE, {"observation": ONE}])
 def test_a_missing_budget_is_refused_with_both_remedies(observation):
-    with pytest.raises(BudgetError, match=r"predict\(observation, budget=b\), or .*BudgetWrapper\(env, b, observe=True\)"):
+    with pytest.raises(
+        BudgetError, match=r"predict\(observation, budget=b\), or .*BudgetWrapper\(env, b, observe=True\)"
+    ):
         parse_request(observation, None, 3)
 
 
@@ -117,7 +119,10 @@ def test_a_budget_that_cannot_be_used_is_refused(budget, message):
         ([[1.0, 2.0, 3.0], [1.0]], "must be numbers"),
         (None, r"must have shape|must be numbers"),
         ({"obs": ONE}, 'must hold "observation".*found obs'),
-        ({"observation": ONE, "steps_left": np.array([math.nan])}, '"steps_left" must hold one finite number'),
+        (
+            {"observation": ONE, "steps_left": np.array([math.nan])},
+            '"steps_left" must hold one finite number',
+        ),
         ({"observation": MANY, "steps_left": np.ones((3, 1))}, '"steps_left" must hold .* each of 4'),
     ],
 )
@@ -136,9 +141,7 @@ def test_the_geometric_sum_is_that_of_a_plain_loop():
 def test_the_remaining_rule_is_the_critics_value_of_spending_evenly():
     left, critic = np.array([1.0, 30.0, 200.0]), 0.99
     budget = np.array([6.0, 6.0, 60.0])
-    expected = [
-        sum(critic**i * b / n for i in range(int(n))) for b, n in zip(budget, left, strict=True)
-    ]
+    expected = [sum(critic**i * b / n for i in range(int(n))) for b, n in zip(budget, left, strict=True)]
     np.testing.assert_allclose(remaining_rule(budget, left, critic), expected, rtol=1e-10)
     # the closed form of CAPS: delta = remaining (1 - g^n) / ((1 - g) n)
     closed = budget * (1 - critic**left) / ((1 - critic) * left)
@@ -180,7 +183,9 @@ def test_a_budget_with_the_critics_own_discount_is_in_its_units_already(rule):
 
 
 def test_the_constant_rule_refuses_a_third_discount():
-    with pytest.raises(BudgetError, match='"constant" turns undiscounted budgets .* got a budget of discount 0.9'):
+    with pytest.raises(
+        BudgetError, match=r'"constant" turns undiscounted budgets .* got a budget of discount 0.9'
+    ):
         budgets_of(Budget(10.0, discount=0.9), "constant")
 
 

@@ -122,12 +122,12 @@ def test_the_recorder_keeps_the_action_that_was_executed_and_forgets_a_broken_of
     recorder.step(np.array([0.1], np.float32))
     assert recorder.unfinished_steps == 1
     recorder.reset(seed=1)
-    action = np.array([1.75], np.float32)
-    for _ in range(5):
+    action = np.zeros(1, np.float32)
+    for value in (1.75, -0.5, 0.25, 2.0, -2.0):
+        action[0] = value  # the same array again, as many policies hand out
         recorder.step(action)
-    action[0] = -2.0
     (episode,) = recorder.episodes
-    assert episode.actions.tolist() == [[1.75]] * 5
+    assert episode.actions.tolist() == [[1.75], [-0.5], [0.25], [2.0], [-2.0]]
     assert episode.truncated
     assert not episode.terminated
     assert recorder.unfinished_steps == 0

@@ -68,6 +68,7 @@ def test_the_file_reads_flat_as_a_dsrl_reader_reads_it(file):
     ends = np.flatnonzero(flat["terminals"] | flat["timeouts"])
     assert ends.tolist() == [2, 3, 7]
     assert flat["terminals"].tolist() == [False, False, True, False, False, False, False, False]
+    assert flat["timeouts"].tolist() == [False, False, False, True, False, False, False, True]
     assert flat["rewards"].shape == flat["costs"].shape == (8,)
     np.testing.assert_array_equal(flat["next_observations"][:2], flat["observations"][1:3])
     np.testing.assert_array_equal(flat["next_observations"][3], dataset[1].observations[1])
@@ -120,7 +121,10 @@ def test_a_group_in_the_place_of_an_array_is_refused(file):
         (replace("observations", lambda x: x[:, 0]), "observations must have two dimensions"),
         (replace("costs", lambda x: np.float32(1.0)), "same number of steps"),
         (replace("timeouts", np.zeros_like), None),
-        (replace("next_observations", lambda x: x + 1), r"next_observations\[0\] differs from observations\[1\]"),
+        (
+            replace("next_observations", lambda x: x + 1),
+            r"next_observations\[0\] differs from observations\[1\]",
+        ),
         (replace("observations", lambda x: x.astype("S8")), "observations must hold numbers"),
     ],
 )
@@ -153,7 +157,7 @@ def test_a_file_that_is_no_hdf5_is_refused_with_its_size(tmp_path, content):
 def test_a_file_that_was_cut_short_is_refused(file, share):
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DatasetError, match="no readable HDF5|cut short"):
+    with pytest.raises(DatasetError, match=r"no readable HDF5|cut short"):
         load(file)
 
 
@@ -183,9 +187,8 @@ def test_a_known_name_that_is_not_built_yet_names_the_command(monkeypatch, tmp_p
     monkeypatch.setenv("TREBI_DATA", str(tmp_path))
     with pytest.raises(DatasetError) as caught:
         load("SafeReacher-medium-replay-v0")
-    assert (
-        "trebi generate --dataset SafeReacher-v0 --datatype medium-replay --total-step 200000"
-        in str(caught.value)
+    assert "trebi generate --dataset SafeReacher-v0 --datatype medium-replay --total-step 200000" in str(
+        caught.value
     )
 
 
@@ -216,7 +219,9 @@ def test_a_cost_function_takes_the_place_of_stored_costs_and_of_missing_ones(fil
     rewrite(file, change)
     np.testing.assert_allclose(load(file, cost=cost).costs, expected, rtol=1e-6)
     np.testing.assert_allclose(
-        load(file, cost=pendulum_cost).costs, pendulum_cost(make_dataset().observations[[0, 1, 2, 4, 6, 7, 8, 9]], None, None, {}), rtol=1e-5
+        load(file, cost=pendulum_cost).costs,
+        pendulum_cost(make_dataset().observations[[0, 1, 2, 4, 6, 7, 8, 9]], None, None, {}),
+        rtol=1e-5,
     )
 
 

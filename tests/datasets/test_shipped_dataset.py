@@ -91,7 +91,13 @@ def test_its_budgets_are_the_published_ones(shipped_dataset):
 def test_data_without_a_published_budget_get_one_from_their_own_costs(shipped_dataset):
     part = shipped_dataset.select(range(20))
     unnamed = type(part)(
-        part.observations, part.actions, part.rewards, part.costs, part.lengths, part.terminated, part.truncated
+        part.observations,
+        part.actions,
+        part.rewards,
+        part.costs,
+        part.lengths,
+        part.terminated,
+        part.truncated,
     )
     found = maximum_budget(unnamed)
     assert found.value == pytest.approx(np.quantile(part.episode_costs, 0.9))
