@@ -107,6 +107,7 @@ class PlannerConfig:
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
         _require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
+        _require(0 <= self.condition_low <= 1, f"condition_low must lie in [0, 1]; got {self.condition_low}")
         _require(
             self.sampler_steps is None or self.sampler_steps >= 1,
             f"sampler_steps must be at least 1, or None for all; got {self.sampler_steps}",
@@ -143,6 +144,9 @@ class TREBIConfig:
     """Of costs-to-go, in (0, 1]."""
     cost_quantile: float | None = 0.9
     """The cost critic predicts this quantile of the cost to come; None: the mean, as in the paper."""
+    early_ends: float = 0.0
+    """Share of training windows whose episode is taken to end at a random earlier step, for critics that know the steps
+    left: a time limit does not change what happens before it."""
     termination_reward: float = 0.0
     """Added to the last reward of an episode that the task ended."""
     termination_cost: float = 0.0
@@ -185,6 +189,14 @@ class TREBIConfig:
         _require(
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",
+        )
+        _require(0 <= self.early_ends <= 1, f"early_ends must lie in [0, 1]; got {self.early_ends}")
+        blind = [
+            n for n in ("reward_critic", "cost_critic") if not getattr(self, n).options.get("steps_left")
+        ]
+        _require(
+            self.early_ends == 0 or not blind,
+            f"early_ends is {self.early_ends}, so the critics need the option steps_left; {', '.join(blind)} lack it",
         )
         self._check_resolutions()
 

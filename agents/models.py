@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from trebi_gym.agents.diffusion.denoising import (
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.networks import make_critic, make_denoiser
 from trebi_gym.agents.training import Loss
+from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.errors import ConfigError
@@ -37,8 +39,7 @@ class Task:
     observations: AffineNormalizer
     actions: AffineNormalizer
     episode_length: int
-    cost_low: float  # range of the data's costs-to-go, in the cost critic's units
-    cost_high: float
+    cost_rate: float  # the greatest cost-to-go per (discounted) step left, over the data's windows
     budget_factor: float  # discounted cost per undiscounted cost, over the data's episodes
 
     @property
@@ -63,12 +64,12 @@ def fit_task(dataset: EpisodeDataset, config: TREBIConfig, budget_factor: float 
         observations=fit(dataset.observations[rows]),
         actions=fit(dataset.actions),
         episode_length=config.episode_length or max(dataset.episode_length, int(dataset.lengths.max())),
-        cost_low=0.0,
-        cost_high=0.0,
+        cost_rate=1.0,
         budget_factor=budget_factor or (discounted / plain if plain > 0 else 1.0),
     )
-    costs = make_windows(dataset, config, task).cost_range
-    return Task(**{**task.__dict__, "cost_low": costs[0], "cost_high": costs[1]})
+    windows = make_windows(dataset, config, task)
+    rates = windows.cost_to_go / geometric_sum(config.cost_discount, windows.steps_left)
+    return dataclasses.replace(task, cost_rate=max(float(rates.max()), 1e-6))
 
 
 def make_windows(
@@ -126,7 +127,13 @@ def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWin
 
     def loss(model: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         device = windows.device
-        window = windows[torch.randint(len(windows), (batch_size,), generator=generator, device=device)]
+        index = torch.randint(len(windows), (batch_size,), generator=generator, device=device)
+        window = windows[index]
+        if config.early_ends > 0:
+            shortened = torch.rand(batch_size, generator=generator, device=device) < config.early_ends
+            share = torch.rand(batch_size, generator=generator, device=device)
+            steps = (share * window.steps_left).ceil().clamp(min=1)
+            window = windows.ending_after(index, torch.where(shortened, steps, window.steps_left))
         x0 = window.trajectory
         t = torch.randint(config.diffusion_steps, (batch_size,), generator=generator, device=device)
         noise = torch.randn(x0.shape, generator=generator, device=device)
@@ -142,7 +149,8 @@ def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWin
         condition = None
         if conditioned:
             dropped = torch.rand(batch_size, generator=generator, device=device) < CONDITION_DROPOUT
-            condition = torch.where(dropped, torch.nan, window.cost_to_go / max(task.cost_high, 1e-6))
+            rate = window.cost_to_go / geometric_sum(config.cost_discount, window.steps_left)
+            condition = torch.where(dropped, torch.nan, rate / task.cost_rate)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             clean: torch.Tensor = model(x, t) if condition is None else model(x, t, condition)

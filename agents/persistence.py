@@ -46,8 +46,7 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
         "learned_from": agent.learned_from,
         "task": {
             "episode_length": task.episode_length,
-            "cost_low": task.cost_low,
-            "cost_high": task.cost_high,
+            "cost_rate": task.cost_rate,
             "budget_factor": task.budget_factor,
         },
         "trebi_gym": version("trebi-gym"),
@@ -194,8 +193,7 @@ def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str
         ),
         actions=AffineNormalizer(tensors["actions.center"].numpy(), tensors["actions.scale"].numpy()),
         episode_length=int(task["episode_length"]),
-        cost_low=float(task["cost_low"]),
-        cost_high=float(task["cost_high"]),
+        cost_rate=float(task["cost_rate"]),
         budget_factor=float(task["budget_factor"]),
     )
     agent.learned_from = dict(description["learned_from"])

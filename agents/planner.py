@@ -16,6 +16,7 @@ from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
 from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import AffineNormalizer
 
 Array = npt.NDArray[Any]
@@ -63,8 +64,10 @@ class BudgetGuidedPlanner:
         horizon: H.
         observation_normalizer: of the O observation columns.
         action_normalizer: of the A action columns.
-        cost_range: the least and the greatest cost-to-go of the data, between which a denoiser that is conditioned on
-            cost is asked for plans; None for one that is not.
+        cost_discount: of the cost critic.
+        cost_rate: the greatest cost per step left in the data, the unit in which a denoiser that is conditioned on cost
+            is asked for plans; None for one that is not.
+        least_steps_left: the fewest steps left that the critics were trained on.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class BudgetGuidedPlanner:
         horizon: int,
         observation_normalizer: AffineNormalizer,
         action_normalizer: AffineNormalizer,
-        cost_range: tuple[float, float] | None = None,
+        cost_discount: float = 1.0,
+        cost_rate: float | None = None,
+        least_steps_left: int = 1,
     ) -> None:
         self.config = config
         self._denoiser = denoiser.eval().requires_grad_(False)
@@ -90,7 +95,9 @@ class BudgetGuidedPlanner:
         self._actions = action_normalizer
         self._action_size = len(action_normalizer.center)
         self._size = self._action_size + len(observation_normalizer.center)
-        self._cost_range = cost_range
+        self._cost_discount = cost_discount
+        self._cost_rate = cost_rate
+        self._least_steps_left = least_steps_left
         self._device = next(denoiser.parameters()).device
 
     def search(
@@ -105,7 +112,7 @@ class BudgetGuidedPlanner:
             generator: of the noise.
         """
         start = self._tensor(self._observations.normalize(observations))
-        budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._horizon))
+        budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._least_steps_left))
         at_once = max(1, MAX_ROWS // self.config.candidates)
         parts = [
             self._search(
@@ -134,12 +141,11 @@ class BudgetGuidedPlanner:
             value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left)
         )
         condition = None
-        if self._cost_range is not None:
-            low, high = self._cost_range
+        if self._cost_rate is not None:
             # asked for plans of every cost up to the budget, so that cheap ones are always among the candidates
             share = torch.linspace(config.condition_low, 1.0, config.candidates, device=self._device)
-            wanted = budgets.clamp(low, high) * share.repeat(environments)  # infinity times zero is no number
-            condition = wanted.clamp(min=low) / max(high, 1e-6)
+            rate = (budgets / geometric_sum(self._cost_discount, left) / self._cost_rate).clamp(0.0, 1.0)
+            condition = rate * share.repeat(environments)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             clean: torch.Tensor = (

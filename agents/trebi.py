@@ -271,7 +271,9 @@ class TREBIAgent:
                 horizon=self.config.horizon,
                 observation_normalizer=self.task.observations,
                 action_normalizer=self.task.actions,
-                cost_range=(self.task.cost_low, self.task.cost_high) if conditioned else None,
+                cost_discount=self.config.cost_discount,
+                cost_rate=self.task.cost_rate if conditioned else None,
+                least_steps_left=1 if self.config.early_ends > 0 else self.config.horizon,
             )
         return self._planner, self.task
 

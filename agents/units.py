@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float64]
+Numbers = TypeVar("Numbers", Floats, torch.Tensor)
 
 
-def geometric_sum(discount: float, steps: Floats) -> Floats:
+def geometric_sum(discount: float, steps: Numbers) -> Numbers:
     """Return ``1 + g + ... + g**(n - 1)``, elementwise for (...,) numbers of steps n."""
     if discount == 1.0:
         return steps

@@ -116,8 +116,10 @@ class TrajectoryWindows:
         first = dataset.starts[episodes] + within
         self._first = torch.from_numpy(first).to(self.device)
         self._end = torch.from_numpy(dataset.starts[episodes] + dataset.lengths[episodes]).to(self.device)
-        self._return_to_go = torch.from_numpy(return_to_go[first].astype(np.float32)).to(self.device)
-        self._cost_to_go = torch.from_numpy(cost_to_go[first].astype(np.float32)).to(self.device)
+        # by row, with a zero behind the last: what is to come from the end of an episode on
+        self._return_to_go = torch.from_numpy(np.append(return_to_go, 0.0).astype(np.float32)).to(self.device)
+        self._cost_to_go = torch.from_numpy(np.append(cost_to_go, 0.0).astype(np.float32)).to(self.device)
+        self._discounts = (discount, discount if cost_discount is None else cost_discount)
         self._steps_left = torch.from_numpy((limit - within).astype(np.float32)).to(self.device)
         self._offsets = torch.arange(horizon, device=self.device)
 
@@ -125,9 +127,14 @@ class TrajectoryWindows:
         return len(self._first)
 
     @property
-    def cost_range(self) -> tuple[float, float]:
-        """The least and the greatest cost-to-go at a window's first step."""
-        return float(self._cost_to_go.min()), float(self._cost_to_go.max())
+    def cost_to_go(self) -> torch.Tensor:
+        """(windows,) the cost-to-go at each window's first step."""
+        return self._cost_to_go[self._first]
+
+    @property
+    def steps_left(self) -> torch.Tensor:
+        """(windows,) the steps from each window's first one to the time limit."""
+        return self._steps_left
 
     def __getitem__(self, index: int | torch.Tensor) -> Window:
         """Gather one window, or a batch of them for a tensor of indices (B,)."""
@@ -136,7 +143,25 @@ class TrajectoryWindows:
         rows = torch.where(rows < end.unsqueeze(-1), rows, len(self._rows) - 1)
         return Window(
             trajectory=self._rows[rows],
-            return_to_go=self._return_to_go[index],
-            cost_to_go=self._cost_to_go[index],
+            return_to_go=self._return_to_go[first],
+            cost_to_go=self._cost_to_go[first],
             steps_left=self._steps_left[index],
+        )
+
+    def ending_after(self, index: torch.Tensor, steps: torch.Tensor) -> Window:
+        """Gather windows (B,) as if their episodes had a time limit ``steps`` (B,) after their first step.
+
+        The time limit cuts an episode short without changing what happens before, so the sums over the first n steps,
+        ``G_t - g**n G_{t+n}``, are those of an episode with n steps left.
+        """
+        window = self[index]
+        first, end = self._first[index], self._end[index]
+        later = first + steps.to(first.dtype)
+        later = torch.where(later < end, later, len(self._return_to_go) - 1)
+        rewards, costs = (discount**steps for discount in self._discounts)
+        return Window(
+            trajectory=window.trajectory,
+            return_to_go=window.return_to_go - rewards * self._return_to_go[later],
+            cost_to_go=window.cost_to_go - costs * self._cost_to_go[later],
+            steps_left=steps.to(window.steps_left.dtype),
         )

@@ -25,8 +25,9 @@ def shipped_dataset() -> EpisodeDataset:
 @pytest.fixture(scope="session")
 def tiny_config() -> TREBIConfig:
     """A configuration whose three models learn in a few seconds; it plans badly, but by the same path."""
-    small = NetworkConfig("mlp", {"width": 32, "blocks": 1})
-    return TREBIConfig(horizon=8, denoiser=small, reward_critic=small, cost_critic=small).replace(
+    denoiser = NetworkConfig("mlp", {"width": 32, "blocks": 1, "condition": True})
+    critic = NetworkConfig("mlp", {"width": 32, "blocks": 1, "steps_left": True})
+    return TREBIConfig(horizon=8, denoiser=denoiser, reward_critic=critic, cost_critic=critic).replace(
         denoiser_training={"steps": 40, "batch_size": 32},
         critic_training={"steps": 20, "batch_size": 32},
         planner={"candidates": 8},

@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from toy_envs import register_toy_envs
 
 from trebi_gym import BudgetWrapper
-from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.units import remaining_rule
 from trebi_gym.budget import Budget
 from trebi_gym.datasets import EpisodeDataset
@@ -25,6 +25,7 @@ from trebi_gym.errors import (
 )
 
 register_toy_envs()
+DISCOUNT = TREBIConfig().cost_discount
 ONE = np.array([-1.0, 0.0, 0.1])
 MANY = np.array([[-1.0, 0.0, 0.1], [1.0, 0.0, 0.0], [0.0, 1.0, -2.0]])
 
@@ -54,7 +55,7 @@ def test_actions_have_the_shape_of_the_request_and_lie_in_the_action_space(
 def test_a_budget_for_each_environment_plans_as_if_each_were_alone(agent, budget):
     agent.set_planner(candidates=4)
     _, state = agent.predict(MANY, budget=budget, deterministic=True)
-    expected = remaining_rule(np.array([1.0, 20.0, 60.0]), np.full(3, 200.0), 0.99)
+    expected = remaining_rule(np.array([1.0, 20.0, 60.0]), np.full(3, 200.0), DISCOUNT)
     margin = 1.0 - agent.config.planner.margin
     np.testing.assert_allclose(state.budgets, margin * expected, rtol=1e-5)
 
@@ -207,7 +208,7 @@ def threshold(agent, observation, budget=None, state=None):
 
 def rule(remaining, steps_left):
     return pytest.approx(
-        remaining_rule(np.array([remaining]), np.array([float(steps_left)]), 0.99)[0], rel=1e-5
+        remaining_rule(np.array([remaining]), np.array([float(steps_left)]), DISCOUNT)[0], rel=1e-5
     )
 
 
@@ -236,8 +237,8 @@ def test_the_state_counts_the_steps_of_an_episode(tiny_agent):
 
 
 def test_a_budget_of_the_critics_discount_is_passed_through(tiny_agent):
-    budget = Budget(16.7, discount=0.99).charge(2.0)
-    assert threshold(tiny_agent, ONE, budget) == pytest.approx((16.7 - 2.0) / 0.99, rel=1e-5)
+    budget = Budget(16.7, discount=DISCOUNT).charge(2.0)
+    assert threshold(tiny_agent, ONE, budget) == pytest.approx((16.7 - 2.0) / DISCOUNT, rel=1e-5)
 
 
 def test_the_constant_rule_uses_the_published_factor_the_configured_one_or_the_datas_own(
@@ -262,7 +263,7 @@ def test_the_constant_rule_uses_the_published_factor_the_configured_one_or_the_d
         part.terminated,
         part.truncated,
     )
-    discounted = (part.costs.reshape(20, 200).astype(float) * 0.99 ** np.arange(200)).sum()
+    discounted = (part.costs.reshape(20, 200).astype(float) * DISCOUNT ** np.arange(200)).sum()
     expected = 60.0 * discounted / part.costs.sum(dtype=float)
     assert threshold(learned(tiny_config, unnamed), ONE, 60.0) == pytest.approx(expected, rel=1e-4)
 

@@ -47,7 +47,7 @@ class Cost(nn.Module):
         return 10.0 + 3.0 * x[:, -1].sum(dim=1)
 
 
-def make_planner(cost_range=None, **options):
+def make_planner(cost_rate=None, least_steps_left=1, **options):
     values = {"candidates": 32, "sampler": "ddim", "sampler_steps": 5, "guide_moves": 0}
     return BudgetGuidedPlanner(
         Shrink(),
@@ -58,7 +58,8 @@ def make_planner(cost_range=None, **options):
         horizon=HORIZON,
         observation_normalizer=OBSERVATIONS,
         action_normalizer=ACTIONS,
-        cost_range=cost_range,
+        cost_rate=cost_rate,
+        least_steps_left=least_steps_left,
     )
 
 
@@ -164,23 +165,26 @@ def test_the_same_generator_gives_the_same_plans_and_another_gives_others():
     assert not np.array_equal(first.actions, other.actions)
 
 
-def test_the_critics_are_told_the_steps_left_but_never_fewer_than_a_plan_has():
-    made = make_planner()
+def test_the_critics_are_told_the_steps_left_but_never_fewer_than_they_were_trained_on():
+    made = make_planner(least_steps_left=7)
     made.plan(np.zeros((2, 2)), np.zeros(2), np.array([50.0, 1.0]), torch.Generator())
     left = made._cost_critic.steps_left[-1]
-    assert left.tolist() == [50.0] * 32 + [float(HORIZON)] * 32
+    assert left.tolist() == [50.0] * 32 + [7.0] * 32
 
 
-@pytest.mark.parametrize("budget", [-5.0, 2.0, 10.0, np.inf])
-def test_a_conditioned_denoiser_is_asked_for_no_more_than_the_budget_and_stays_within_the_datas_range(budget):
-    made = make_planner(cost_range=(2.0, 20.0))
+@pytest.mark.parametrize(
+    ("budget", "rate"), [(-np.inf, 0.0), (-5.0, 0.0), (2.0, 0.1), (10.0, 0.5), (np.inf, 1.0)]
+)
+def test_a_conditioned_denoiser_is_asked_for_no_more_than_the_budget_and_for_nothing_beyond_the_data(
+    budget, rate
+):
+    # 50 steps are left, and the data's greatest cost is 0.4 a step, so a budget of 20 is the whole range
+    made = make_planner(cost_rate=0.4)
     made.plan(np.zeros((1, 2)), np.array([budget]), np.array([50.0]), torch.Generator())
-    asked = made._denoiser.conditions
-    most = min(max(budget, 2.0), 20.0) / 20.0
-    for condition in asked:
+    for condition in made._denoiser.conditions:
         assert condition.shape == (32,)
-        assert condition.max() == pytest.approx(most)
-        assert condition.min() >= 0.1 - 1e-6
+        assert condition.max() == pytest.approx(rate)
+        assert condition.min() >= 0.0
     plain = make_planner()
     plain.plan(np.zeros((1, 2)), np.array([budget]), np.array([50.0]), torch.Generator())
     assert set(plain._denoiser.conditions) == {None}

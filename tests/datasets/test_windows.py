@@ -144,7 +144,26 @@ def test_a_horizon_longer_than_every_episode_is_refused_with_the_longest_possibl
         make_windows(make_dataset([5, 3]), 8)
 
 
-def test_the_cost_range_spans_what_the_windows_have_to_go():
-    windows = make_windows(make_dataset([5, 3]), 2)
-    costs = windows[torch.arange(len(windows))].cost_to_go
-    assert windows.cost_range == (float(costs.min()), float(costs.max()))
+def test_the_costs_to_go_and_the_steps_left_of_all_windows_are_those_of_the_single_ones():
+    windows = make_windows(make_dataset([5, 3], limit=9), 2)
+    every = windows[torch.arange(len(windows))]
+    assert torch.equal(windows.cost_to_go, every.cost_to_go)
+    assert torch.equal(windows.steps_left, every.steps_left)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 100))
+def test_a_window_whose_episode_is_cut_short_has_the_sums_of_the_steps_before_the_cut(lengths, seed):
+    dataset = make_dataset(lengths, limit=9, seed=seed)
+    windows = make_windows(dataset, 1, discount=0.9, cost_discount=0.7)
+    every = torch.arange(len(windows))
+    steps = torch.from_numpy(np.random.default_rng(seed).integers(1, 10, len(windows))).float()
+    found = windows.ending_after(every, steps)
+    assert torch.equal(found.trajectory, windows[every].trajectory)
+    assert torch.equal(found.steps_left, steps)
+    for index, (number, first) in enumerate(starts_of(lengths, 1, 9)):
+        stop = first + int(steps[index])
+        rewards = dataset[number].rewards.astype(np.float64)[first:stop]
+        costs = dataset[number].costs.astype(np.float64)[first:stop]
+        np.testing.assert_allclose(found.return_to_go[index], naive_to_go(rewards, 0.9)[0], atol=1e-5)
+        np.testing.assert_allclose(found.cost_to_go[index], naive_to_go(costs, 0.7)[0], atol=1e-5)
