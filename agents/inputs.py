@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.units import constant_rule, remaining_rule
 from trebi_gym.budget import Budget, check_remaining
 from trebi_gym.errors import BudgetError, ObservationError
@@ -46,6 +47,54 @@ class Request:
     steps: npt.NDArray[np.int64]  # (E,) steps taken; -1 where it is not known
     single: bool  # one environment without a batch axis
     steps_left: Floats | None = field(default=None)  # (E,) where the observation tells it
+
+    def count_steps_left(self, episode_length: int, state: PlanState | None) -> Floats:
+        """Return the steps left (E,), at least 1: as the observation tells, else the budget, else the state.
+
+        Where none of them does, the whole episode is taken to be ahead.
+        """
+        if self.steps_left is not None:
+            told: Floats = np.maximum(self.steps_left, 1.0)
+            return told
+        steps = self.steps
+        if state is not None:
+            steps = np.where(steps < 0, state.step, steps)
+        return np.asarray(np.maximum(episode_length - np.maximum(steps, 0), 1), dtype=np.float64)
+
+
+def continued(
+    state: PlanState | None, episode_start: Array | None, environments: int, interval: int, action_size: int
+) -> PlanState:
+    """Return a state of its own for the next decision: fresh, or the given one with new episodes started.
+
+    Raises:
+        ObservationError: the state belongs to another number of environments.
+    """
+    if state is not None and len(state.step) != environments:
+        raise ObservationError(
+            f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
+            "pass state=None when the number of environments changes"
+        )
+    started = np.zeros(environments, dtype=np.bool_)
+    if episode_start is not None:
+        started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
+    if state is None or state.actions.shape[1] != interval:
+        return PlanState(
+            step=np.where(started, 0, 0 if state is None else state.step),
+            actions=np.zeros((environments, interval, action_size), dtype=np.float32),
+            position=np.full(environments, interval, dtype=np.int64),
+            rewards=np.zeros(environments, dtype=np.float32),
+            costs=np.zeros(environments, dtype=np.float32),
+            budgets=np.zeros(environments, dtype=np.float32),
+        )
+    return PlanState(
+        step=np.where(started, 0, state.step),
+        actions=state.actions.copy(),
+        position=np.where(started, interval, state.position),
+        rewards=state.rewards.copy(),
+        costs=state.costs.copy(),
+        budgets=state.budgets.copy(),
+    )
 
 
 def parse_request(observation: Any, budget: BudgetLike | None, observation_size: int) -> Request:
@@ -86,6 +135,26 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
             )
         steps_left = np.broadcast_to(steps_left, (len(observations),)).astype(np.float64)
     return Request(observations, remaining, discounts, steps, single, steps_left)
+
+
+def planning_budgets(
+    request: Request, steps_left: Floats, config: TREBIConfig, factor: float | None
+) -> Floats:
+    """Return what planning may spend (E,), in the cost critic's units: the budgets less the configured margin.
+
+    Raises:
+        BudgetError: the budgets' discount fits neither the critic nor the rule.
+    """
+    budgets = critic_budgets(
+        request,
+        steps_left,
+        rule=config.planner.budget_rule,
+        cost_discount=config.cost_discount,
+        factor=factor,
+    )
+    # what is overspent already is not made to look better
+    held: Floats = np.where(budgets > 0, (1.0 - config.planner.margin) * budgets, budgets)
+    return held
 
 
 def critic_budgets(

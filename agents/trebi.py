@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import get_device
 from trebi_gym.agents import persistence
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.inputs import BudgetLike, PlanState, Request, critic_budgets, parse_request
+from trebi_gym.agents.inputs import BudgetLike, PlanState, continued, parse_request, planning_budgets
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
 from trebi_gym.agents.models import PARTS, Task, fit_task
 from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
@@ -26,7 +26,7 @@ from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_datas
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.datasets.recipes import RECIPES
-from trebi_gym.errors import NotLearnedError, ObservationError
+from trebi_gym.errors import NotLearnedError
 
 Array = npt.NDArray[Any]
 LEARNERS = {
@@ -215,12 +215,12 @@ class TREBIAgent:
         planner, task = self._ready()
         request = parse_request(observation, budget, task.observation_size)
         environments = len(request.observations)
-        state = self._continued(state, episode_start, environments)
-        steps_left = self._steps_left(request, state, task)
         interval = self.config.planner.control_interval
+        state = continued(state, episode_start, environments, interval, task.action_size)
+        steps_left = request.count_steps_left(task.episode_length, state)
         due = state.position >= interval
         if due.any():
-            thresholds = self._thresholds(request, steps_left, task)
+            thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
             found = planner.search(
                 request.observations[due], thresholds[due], steps_left[due], self._noise(deterministic)
             )
@@ -240,8 +240,8 @@ class TREBIAgent:
         """Return every candidate plan, the best first; arguments as for ``predict``, errors too."""
         planner, task = self._ready()
         request = parse_request(observation, budget, task.observation_size)
-        steps_left = self._steps_left(request, None, task)
-        thresholds = self._thresholds(request, steps_left, task)
+        steps_left = request.count_steps_left(task.episode_length, None)
+        thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
         return planner.plan(request.observations, thresholds, steps_left, self._noise(False))
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -286,63 +286,6 @@ class TREBIAgent:
         self.config = self.config.replace(planner=changes)
         self._planner = None
         return self
-
-    def _continued(
-        self, state: PlanState | None, episode_start: Array | None, environments: int
-    ) -> PlanState:
-        interval = self.config.planner.control_interval
-        assert self.task is not None
-        if state is not None and len(state.step) != environments:
-            raise ObservationError(
-                f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
-                "pass state=None when the number of environments changes"
-            )
-        started = np.zeros(environments, dtype=np.bool_)
-        if episode_start is not None:
-            started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
-        if state is None or state.actions.shape[1] != interval:
-            return PlanState(
-                step=np.where(started, 0, 0 if state is None else state.step),
-                actions=np.zeros((environments, interval, self.task.action_size), dtype=np.float32),
-                position=np.full(environments, interval, dtype=np.int64),
-                rewards=np.zeros(environments, dtype=np.float32),
-                costs=np.zeros(environments, dtype=np.float32),
-                budgets=np.zeros(environments, dtype=np.float32),
-            )
-        return PlanState(
-            step=np.where(started, 0, state.step),
-            actions=state.actions.copy(),
-            position=np.where(started, interval, state.position),
-            rewards=state.rewards.copy(),
-            costs=state.costs.copy(),
-            budgets=state.budgets.copy(),
-        )
-
-    def _steps_left(self, request: Request, state: PlanState | None, task: Task) -> npt.NDArray[np.float64]:
-        if request.steps_left is not None:
-            told: npt.NDArray[np.float64] = np.maximum(request.steps_left, 1.0)
-            return told
-        steps = request.steps
-        if state is not None:
-            steps = np.where(steps < 0, state.step, steps)
-        counted = np.maximum(task.episode_length - np.maximum(steps, 0), 1)
-        return np.asarray(counted, dtype=np.float64)
-
-    def _thresholds(
-        self, request: Request, steps_left: npt.NDArray[np.float64], task: Task
-    ) -> npt.NDArray[np.float64]:
-        budgets = critic_budgets(
-            request,
-            steps_left,
-            rule=self.config.planner.budget_rule,
-            cost_discount=self.config.cost_discount,
-            factor=task.budget_factor,
-        )
-        # what is overspent already is not made to look better
-        held: npt.NDArray[np.float64] = np.where(
-            budgets > 0, (1.0 - self.config.planner.margin) * budgets, budgets
-        )
-        return held
 
     # ------------------------------------------------------------------ files
 

@@ -7,13 +7,10 @@ A replay buffer is not used: Stable-Baselines3 stores rescaled actions there and
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
 import math
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -22,8 +19,16 @@ import numpy.typing as npt
 
 from trebi_gym.budget import Budget
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
+from trebi_gym.datasets.provenance import (
+    describe_env,
+    describe_sac,
+    find_spec,
+    with_metadata,
+    with_statistics,
+)
 from trebi_gym.datasets.recipes import dataset_name, recipe_for_env
-from trebi_gym.errors import DatasetError, EnvironmentContractError
+from trebi_gym.datasets.recording import Recording, StepRecorder
+from trebi_gym.errors import DatasetError
 from trebi_gym.rollout import Policy, make_envs, rollout
 
 Array = npt.NDArray[Any]
@@ -108,7 +113,7 @@ def collect(
     if steps < 1:
         raise DatasetError(f"steps must be at least 1; got {steps}")
     envs = make_envs(env_id, n_envs)
-    running: dict[int, _Recording] = {}
+    running: dict[int, Recording] = {}
     finished: dict[int, Episode] = {}
     try:
         for step in rollout(
@@ -116,7 +121,7 @@ def collect(
         ):
             for index in np.flatnonzero(step.active):
                 number = int(step.episode[index])
-                recording = running.setdefault(number, _Recording(step.observations[index]))
+                recording = running.setdefault(number, Recording(step.observations[index]))
                 recording.add(
                     step.actions[index], step.rewards[index], step.costs[index], step.next_observations[index]
                 )
@@ -133,7 +138,7 @@ def collect(
     finally:
         envs.close()
     information = describe_env(env_id) | {"seed": seed, **(metadata or {})}
-    return _with_statistics(EpisodeDataset.from_episodes(kept or [], information))
+    return with_statistics(EpisodeDataset.from_episodes(kept or [], information))
 
 
 def record_training(
@@ -183,7 +188,7 @@ def record_training(
     dropped = recorder.unfinished_steps
     if dropped:
         information["dropped_steps"] = dropped
-    dataset = _with_statistics(EpisodeDataset.from_episodes(recorder.episodes, information))
+    dataset = with_statistics(EpisodeDataset.from_episodes(recorder.episodes, information))
     return TrainingRecord(dataset=dataset, model=model, policies=policies)
 
 
@@ -255,7 +260,7 @@ def generate(
         record = record_training(
             env_id, steps=steps, seed=seed, hyperparameters=hyperparameters, progress=progress
         )
-        return _with_metadata(record.dataset, information)
+        return with_metadata(record.dataset, information)
     if training_steps is None:
         training_steps = recipe.steps if recipe else steps
     record = record_training(
@@ -285,129 +290,6 @@ def generate(
     )
 
 
-class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps every episode that its environment finishes."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.episodes: list[Episode] = []
-        self._running: _Recording | None = None
-
-    @property
-    def unfinished_steps(self) -> int:
-        """Steps of an episode that had not ended when the run did."""
-        return len(self._running.rewards) if self._running else 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; one that was broken off is forgotten."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._running = _Recording(observation)
-        return observation, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step and record."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        if "cost" not in info:
-            raise EnvironmentContractError(
-                'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper'
-            )
-        assert self._running is not None
-        self._running.add(action, reward, info["cost"], observation)
-        if terminated or truncated:
-            self.episodes.append(self._running.finish(terminated, truncated))
-            self._running = None
-        return observation, reward, terminated, truncated, info
-
-
-@dataclass
-class _Recording:
-    first: Array
-    observations: list[Array] = field(default_factory=list)
-    actions: list[Array] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.observations.append(np.array(self.first, dtype=np.float32))
-
-    def add(self, action: Any, reward: Any, cost: Any, observation: Any) -> None:
-        self.actions.append(np.array(action, dtype=np.float32))
-        self.rewards.append(float(reward))
-        self.costs.append(float(cost))
-        self.observations.append(np.array(observation, dtype=np.float32))
-
-    def finish(self, terminated: bool, truncated: bool) -> Episode:
-        return Episode(
-            observations=np.stack(self.observations),
-            actions=np.stack(self.actions),
-            rewards=np.array(self.rewards, dtype=np.float32),
-            costs=np.array(self.costs, dtype=np.float32),
-            terminated=terminated,
-            truncated=truncated and not terminated,
-        )
-
-
-def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    """Return the specification of ``Name-v0`` or ``module:Name-v0``, importing the module that registers it.
-
-    Raises:
-        DatasetError: there is no such environment.
-    """
-    module, _, name = env_id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        return gym.spec(name)
-    except (ImportError, gym.error.Error) as error:
-        raise DatasetError(
-            f"there is no environment {env_id!r}: {error}; for one of your own, write module:{name or 'Name-v0'}, "
-            "where importing the module registers it"
-        ) from error
-
-
-def describe_env(env_id: str) -> dict[str, Any]:
-    """Return what a data set's metadata say of the environment: id, specification, time limit, versions."""
-    spec = find_spec(env_id)
-    try:
-        specification: str | None = spec.to_json()
-    except (TypeError, ValueError):  # registered with a class or another object that JSON cannot name
-        specification = None
-    packages = ("trebi-gym", "gymnasium", "mujoco", "stable-baselines3", "torch", "numpy")
-    return {
-        "env_id": env_id,
-        "env_spec": specification,
-        "episode_length": spec.max_episode_steps,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-    }
-
-
-def describe_sac(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Return what a data set's metadata say of the algorithm: its name and the hyperparameters it ran with."""
-    rate = model.learning_rate  # a number, or a function of the training's progress
-    return {
-        "algorithm": "stable_baselines3.SAC",
-        "training_steps": steps,
-        "hyperparameters": {
-            "learning_rate": rate if isinstance(rate, (int, float)) else repr(rate),
-            "buffer_size": model.buffer_size,
-            "batch_size": model.batch_size,
-            "gamma": model.gamma,
-            "tau": model.tau,
-            "learning_starts": model.learning_starts,
-            "given": {key: repr(value) for key, value in given.items()},
-        },
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _first_episodes(finished: dict[int, Episode], steps: int) -> list[Episode] | None:
     kept: list[Episode] = []
     total = 0
@@ -417,29 +299,3 @@ def _first_episodes(finished: dict[int, Episode], steps: int) -> list[Episode] |
         kept.append(finished[len(kept)])
         total += len(kept[-1])
     return kept
-
-
-def _with_metadata(dataset: EpisodeDataset, extra: dict[str, Any]) -> EpisodeDataset:
-    return EpisodeDataset(
-        dataset.observations,
-        dataset.actions,
-        dataset.rewards,
-        dataset.costs,
-        dataset.lengths,
-        dataset.terminated,
-        dataset.truncated,
-        {**dataset.metadata, **extra},
-    )
-
-
-def _with_statistics(dataset: EpisodeDataset) -> EpisodeDataset:
-    def summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
-        return {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
-
-    statistics = {
-        "episodes": len(dataset),
-        "steps": dataset.n_steps,
-        "returns": summary(dataset.episode_returns),
-        "costs": summary(dataset.episode_costs),
-    }
-    return _with_metadata(dataset, {"statistics": statistics})

@@ -2,7 +2,8 @@
 
 import tyro
 
-from trebi_gym.cli import generate, run
+from trebi_gym.cli import generate
+from trebi_gym.terminal import run
 
 if __name__ == "__main__":
     run(lambda: tyro.cli(generate))

@@ -11,14 +11,8 @@ import pytest
 from toy_envs import Scripted, mark_of, register_toy_envs
 
 from trebi_gym.errors import BudgetError, EnvironmentContractError, TrebiError
-from trebi_gym.evaluation import (
-    EpisodeRecord,
-    Evaluation,
-    bootstrap_interval,
-    evaluate_budgets,
-    evaluate_episodes,
-    format_table,
-)
+from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
+from trebi_gym.records import EpisodeRecord, Evaluation, bootstrap_interval, format_table
 from trebi_gym.rollout import BudgetChange
 
 register_toy_envs()

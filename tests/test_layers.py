@@ -18,15 +18,16 @@ MAX_LINES = 320
 WORDS = {"trebi_gym.budget", "trebi_gym.costs", "trebi_gym.errors"}
 FILES = "trebi_gym.files"
 # verbs that put everything together; nobody but they and the scripts may import them
-TOP = {f"trebi_gym.{name}" for name in ("benchmark", "cli", "demo", "results", "stages")}
+TOP = {f"trebi_gym.{name}" for name in ("benchmark", "cli", "demo", "results", "stages", "terminal")}
 # the first entry that a module begins with tells what it may import of ours, beside the shared words
 LAYERS = [
     *((word, set()) for word in sorted(WORDS | {FILES})),
     *((module, {"trebi_gym"}) for module in sorted(TOP)),
     ("trebi_gym.rollout", set()),
-    ("trebi_gym.evaluation", {"trebi_gym.rollout"}),
-    ("trebi_gym.plots", {"trebi_gym.rollout", "trebi_gym.evaluation"}),
-    ("trebi_gym.video", {"trebi_gym.rollout", "trebi_gym.evaluation"}),
+    ("trebi_gym.records", set()),
+    ("trebi_gym.evaluation", {"trebi_gym.rollout", "trebi_gym.records"}),
+    ("trebi_gym.plots", {"trebi_gym.records"}),
+    ("trebi_gym.video", {"trebi_gym.rollout"}),
     ("trebi_gym.agents.diffusion", {"trebi_gym.agents.diffusion"}),
     ("trebi_gym.agents.networks", {"trebi_gym.agents.networks"}),
     ("trebi_gym.agents", {"trebi_gym.agents", "trebi_gym.datasets", "trebi_gym.rollout"}),
@@ -37,7 +38,7 @@ LAYERS = [
 NOT_EVEN_WORDS = ("trebi_gym.agents.diffusion", "trebi_gym.agents.networks")
 DISK = {
     "trebi_gym.files",
-    "trebi_gym.evaluation",
+    "trebi_gym.records",
     "trebi_gym.plots",
     "trebi_gym.video",
     "trebi_gym.agents.checkpoint",

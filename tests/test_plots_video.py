@@ -11,8 +11,8 @@ from PIL import Image
 from toy_envs import Scripted, register_toy_envs
 
 from trebi_gym.errors import RenderingError, TrebiError
-from trebi_gym.evaluation import EpisodeRecord, Evaluation
 from trebi_gym.plots import plot_budgets
+from trebi_gym.records import EpisodeRecord, Evaluation
 from trebi_gym.rollout import BudgetChange
 from trebi_gym.video import PANEL, draw_budget, record_video, write_mp4
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from trebi_gym.agents import TREBIAgent, TREBIConfig
     from trebi_gym.datasets import EpisodeDataset, load
     from trebi_gym.envs.wrappers import BudgetWrapper, CostWrapper
-    from trebi_gym.evaluation import Evaluation, evaluate_budgets
+    from trebi_gym.evaluation import evaluate_budgets
+    from trebi_gym.records import Evaluation
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,7 @@ _LAZY = {
     "load": "trebi_gym.datasets",
     "BudgetWrapper": "trebi_gym.envs.wrappers",
     "CostWrapper": "trebi_gym.envs.wrappers",
-    "Evaluation": "trebi_gym.evaluation",
+    "Evaluation": "trebi_gym.records",
     "evaluate_budgets": "trebi_gym.evaluation",
 }
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.datasets import load
 from trebi_gym.datasets.recipes import maximum_budget
-from trebi_gym.evaluation import Evaluation, evaluate_budgets
+from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.plots import plot_budgets
+from trebi_gym.records import Evaluation
 from trebi_gym.rollout import BudgetChange
 from trebi_gym.video import record_video
 

@@ -17,8 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trebi_gym.errors import TrebiError
-from trebi_gym.evaluation import Evaluation
 from trebi_gym.files import replacing
+from trebi_gym.records import Evaluation
 
 COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#8d6b2f")
 

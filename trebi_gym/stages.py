@@ -16,9 +16,9 @@ from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.models import PARTS
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.trebi import LEARNERS
-from trebi_gym.cli import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum
 from trebi_gym.errors import ConfigError, NotLearnedError
 from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
+from trebi_gym.terminal import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What a data set's metadata say of where it comes from."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.errors import DatasetError
+
+
+def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """Return the specification of ``Name-v0`` or ``module:Name-v0``, importing the module that registers it.
+
+    Raises:
+        DatasetError: there is no such environment.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except (ImportError, gym.error.Error) as error:
+        raise DatasetError(
+            f"there is no environment {env_id!r}: {error}; for one of your own, write module:{name or 'Name-v0'}, "
+            "where importing the module registers it"
+        ) from error
+
+
+def describe_env(env_id: str) -> dict[str, Any]:
+    """Return what a data set's metadata say of the environment: id, specification, time limit, versions."""
+    spec = find_spec(env_id)
+    try:
+        specification: str | None = spec.to_json()
+    except (TypeError, ValueError):  # registered with a class or another object that JSON cannot name
+        specification = None
+    packages = ("trebi-gym", "gymnasium", "mujoco", "stable-baselines3", "torch", "numpy")
+    return {
+        "env_id": env_id,
+        "env_spec": specification,
+        "episode_length": spec.max_episode_steps,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+    }
+
+
+def describe_sac(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return what a data set's metadata say of the algorithm: its name and the hyperparameters it ran with."""
+    rate = model.learning_rate  # a number, or a function of the training's progress
+    return {
+        "algorithm": "stable_baselines3.SAC",
+        "training_steps": steps,
+        "hyperparameters": {
+            "learning_rate": rate if isinstance(rate, (int, float)) else repr(rate),
+            "buffer_size": model.buffer_size,
+            "batch_size": model.batch_size,
+            "gamma": model.gamma,
+            "tau": model.tau,
+            "learning_starts": model.learning_starts,
+            "given": {key: repr(value) for key, value in given.items()},
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def with_metadata(dataset: EpisodeDataset, extra: dict[str, Any]) -> EpisodeDataset:
+    """Return the same episodes with more metadata."""
+    return EpisodeDataset(
+        dataset.observations,
+        dataset.actions,
+        dataset.rewards,
+        dataset.costs,
+        dataset.lengths,
+        dataset.terminated,
+        dataset.truncated,
+        {**dataset.metadata, **extra},
+    )
+
+
+def with_statistics(dataset: EpisodeDataset) -> EpisodeDataset:
+    """Return the same episodes with numbers, returns and costs of episodes in the metadata."""
+
+    def summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
+        return {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
+
+    statistics = {
+        "episodes": len(dataset),
+        "steps": dataset.n_steps,
+        "returns": summary(dataset.episode_returns),
+        "costs": summary(dataset.episode_costs),
+    }
+    return with_metadata(dataset, {"statistics": statistics})

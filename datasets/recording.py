@@ -1,0 +1,83 @@
+"""Keeping the steps that an environment takes, until its episodes end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.datasets.episode import Episode
+from trebi_gym.errors import EnvironmentContractError
+
+Array = npt.NDArray[Any]
+
+
+class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps every episode that its environment finishes."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.episodes: list[Episode] = []
+        self._running: Recording | None = None
+
+    @property
+    def unfinished_steps(self) -> int:
+        """Steps of an episode that had not ended when the run did."""
+        return len(self._running.rewards) if self._running else 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; one that was broken off is forgotten."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._running = Recording(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step and record."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if "cost" not in info:
+            raise EnvironmentContractError(
+                'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper'
+            )
+        assert self._running is not None
+        self._running.add(action, reward, info["cost"], observation)
+        if terminated or truncated:
+            self.episodes.append(self._running.finish(terminated, truncated))
+            self._running = None
+        return observation, reward, terminated, truncated, info
+
+
+@dataclass
+class Recording:
+    """One running episode, from its first observation (O,) on."""
+
+    first: Array
+    observations: list[Array] = field(default_factory=list)
+    actions: list[Array] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.observations.append(np.array(self.first, dtype=np.float32))
+
+    def add(self, action: Any, reward: Any, cost: Any, observation: Any) -> None:
+        """Add a step: what was done, what it earned and cost, and what was seen after it."""
+        self.actions.append(np.array(action, dtype=np.float32))
+        self.rewards.append(float(reward))
+        self.costs.append(float(cost))
+        self.observations.append(np.array(observation, dtype=np.float32))
+
+    def finish(self, terminated: bool, truncated: bool) -> Episode:
+        """Return the episode that has ended."""
+        return Episode(
+            observations=np.stack(self.observations),
+            actions=np.stack(self.actions),
+            rewards=np.array(self.rewards, dtype=np.float32),
+            costs=np.array(self.costs, dtype=np.float32),
+            terminated=terminated,
+            truncated=truncated and not terminated,
+        )

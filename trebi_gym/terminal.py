@@ -1,0 +1,150 @@
+"""What the commands and the scripts share: errors for people, resumable learning, descriptions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.datasets import load, resolve
+from trebi_gym.datasets.recipes import RECIPES, maximum_budget
+from trebi_gym.errors import ConfigError, TrebiError
+from trebi_gym.rollout import BudgetChange
+
+
+def run(command: Callable[[], Any]) -> None:
+    """Call a command, and turn errors that are meant for people into one message and exit status 2."""
+    try:
+        command()
+    except TrebiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def learn_with_checkpoints(
+    agent: Any,
+    learner: Callable[..., Any],
+    dataset: Any,
+    target: Path,
+    *,
+    total_steps: int | None,
+    every: int,
+    resume: bool,
+) -> None:
+    """Call a ``learn`` method; keep a copy beside ``target`` from which ``resume`` goes on after a crash.
+
+    Raises:
+        ConfigError: a copy of an interrupted run is there and ``resume`` was not asked for, or the other way round.
+    """
+    partial = partial_file(target)
+    if resume and not partial.is_file():
+        raise ConfigError(f"there is nothing to resume: {partial} does not exist; leave --resume away")
+
+    def keep(_: dict[str, Any], __: dict[str, Any]) -> bool:
+        if every and agent.num_timesteps % every == 0:
+            agent.save(partial)
+        return True
+
+    learner(dataset, total_steps=total_steps, callback=keep, resume_from=partial if resume else None)
+
+
+def partial_file(target: Path) -> Path:
+    """Return where the copy of an unfinished run lies."""
+    return target.with_name(target.stem + ".partial.zip")
+
+
+def parse_change(text: str) -> Any:
+    """Return the ``BudgetChange`` that STEP:REMAINING stands for.
+
+    Raises:
+        ConfigError: the text has no such form.
+    """
+    step, colon, remaining = text.partition(":")
+    try:
+        return BudgetChange(int(step), remaining=float(remaining))
+    except ValueError as error:
+        if colon and isinstance(error, TrebiError):
+            raise
+        raise ConfigError(f"a change is written STEP:REMAINING, for example 100:6; got {text!r}") from error
+
+
+def describe_dataset(name_or_path: str) -> str:
+    """Return what a data set holds, for people."""
+    episodes = load(name_or_path)
+    returns, costs = episodes.episode_returns, episodes.episode_costs
+    budget = maximum_budget(episodes)
+    lines = [
+        repr(episodes),
+        f"file           {resolve(name_or_path)}",
+        f"environment    {episodes.metadata.get('env_id', 'not recorded')}",
+        f"made by        {episodes.metadata.get('algorithm', 'not recorded')}, seed {episodes.metadata.get('seed')}",
+        f"episodes       {len(episodes)}, of {episodes.lengths.min()} to {episodes.lengths.max()} steps; "
+        f"{int(episodes.terminated.sum())} ended by the task",
+        f"return         mean {returns.mean():.2f}, {returns.min():.2f} to {returns.max():.2f}",
+        f"cost           mean {costs.mean():.2f}, {costs.min():.2f} to {costs.max():.2f}",
+        f"maximum budget {budget.value:.4g} ({budget.rule})",
+    ]
+    for ratio in (0.2, 0.4, 0.6, 0.8, 1.0):
+        within = costs <= ratio * budget.value
+        best = f"best return {returns[within].max():.1f}" if within.any() else "none"
+        lines.append(
+            f"  ratio {ratio:.1f}    {int(within.sum())} episodes within {ratio * budget.value:.4g}, {best}"
+        )
+    return "\n".join(lines)
+
+
+def describe_agent(path: Path) -> str:
+    """Return what a saved agent is, for people."""
+    agent = TREBIAgent.load(path)
+    assert agent.task is not None
+    planner = agent.config.planner
+    parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in agent.models.items()}
+    learned = agent.learned_from
+    return "\n".join(
+        [
+            repr(agent),
+            f"learned from   {learned.get('name')} ({learned.get('episodes')} episodes, {learned.get('steps')} steps)",
+            f"environment    {learned.get('env_id')}, {agent.task.episode_length} steps an episode",
+            f"horizon        {agent.config.horizon} steps, {agent.config.diffusion_steps} noise levels",
+            *(f"{name:<14} {count:,} parameters" for name, count in parameters.items()),
+            f"planner        {planner.candidates} candidates, {planner.sampler} with "
+            f"{planner.sampler_steps or agent.config.diffusion_steps} steps, {planner.guide_moves} guided moves each",
+            f"budgets        rule {planner.budget_rule!r}, costs discounted by {agent.config.cost_discount}",
+        ]
+    )
+
+
+def resolve_env(agent: Any) -> str:
+    """Return the id of the environment that the agent's data came from.
+
+    Raises:
+        ConfigError: the data did not say.
+    """
+    found = agent.learned_from.get("env_id")
+    if not found:
+        raise ConfigError("the agent's data name no environment; pass --env ID")
+    return str(found)
+
+
+def resolve_maximum(agent: Any, maximum: float | None) -> float:
+    """Return the budget at ratio 1: the given one, else that of the agent's data set.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    if maximum is not None:
+        return maximum
+    name = str(agent.learned_from.get("name"))
+    if name in RECIPES:
+        return RECIPES[name].maximum_budget
+    try:
+        return maximum_budget(load(name)).value
+    except TrebiError as error:
+        raise ConfigError(
+            f"no maximum budget is known for {name!r}; pass --maximum, or --budgets instead of --ratios"
+        ) from error
