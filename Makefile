@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.made
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format types docs clean
+.PHONY: demo test test-slow lint format types bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=path")'
@@ -18,6 +18,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+
+bench: $(STAMP)
+	$(BIN)/trebi bench --output runs/bench.json
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

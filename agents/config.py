@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -189,6 +190,12 @@ class TREBIConfig:
         _require(
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",
+        )
+        for name in ("first_action_weight", "termination_reward", "termination_cost"):
+            _require(math.isfinite(getattr(self, name)), f"{name} must be finite; got {getattr(self, name)}")
+        _require(
+            self.first_action_weight >= 0,
+            f"first_action_weight must be at least 0; got {self.first_action_weight}",
         )
         _require(0 <= self.early_ends <= 1, f"early_ends must lie in [0, 1]; got {self.early_ends}")
         blind = [

@@ -18,7 +18,7 @@ def agent_spaces(env_or_spaces: Any) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """Return the observation and action space of an environment, a vector environment, or a pair of spaces.
 
     Raises:
-        EnvironmentContractError: they are not plain boxes, or the action space is not bounded.
+        EnvironmentContractError: they are not plain boxes.
     """
     if isinstance(env_or_spaces, (tuple, list)) and len(env_or_spaces) == 2:
         observation_space, action_space = env_or_spaces

@@ -37,7 +37,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeDataset:
-    """E finished episodes of S steps in all, kept one behind the other in flat arrays.
+    """E finished episodes of S steps in all, kept one behind the other in flat, read-only arrays.
 
     Args:
         observations: (S + E, O): every episode's L + 1 observations.

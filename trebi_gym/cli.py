@@ -234,12 +234,38 @@ def demo(
     run_demo(output, seed=seed, episodes=episodes, total_steps=total_steps)
 
 
+def bench(
+    presets: tuple[str, ...] = ("fast", "toy_safe_env"),
+    environments: tuple[int, ...] = (1, 16, 64),
+    seconds: float = 10.0,
+    output: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Time decisions and optimiser steps of the presets, side by side.
+
+    Args:
+        presets: what to compare.
+        environments: how many to plan for at once.
+        seconds: about how long each thing is repeated.
+        output: a JSON file for the figures.
+        device: auto, cpu, cuda, ...
+    """
+    from trebi_gym.benchmark import benchmark, report, save
+
+    timings = benchmark(presets, environments, seconds=seconds, device=device)
+    print(report(timings))
+    if output is not None:
+        save(timings, output)
+        print(f"written to {output}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "learn": learn,
     "evaluate": evaluate,
     "record": record,
     "info": info,
+    "bench": bench,
     "demo": demo,
 }
 
