@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import zipfile
 import zlib
@@ -87,6 +88,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     except (
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
         SafetensorError,
         ValueError,
         OSError,

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
 from trebi_gym.agents.networks import CRITICS, DENOISERS
 from trebi_gym.datasets.normalizers import NORMALIZERS
@@ -27,12 +29,45 @@ def _choice(name: str, value: Any, choices: Any) -> None:
     _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
 
 
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if typing.get_origin(hint) is Literal:
+        return value  # the dataclass itself checks its choices
+    types_of: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
+    expected = types_of.get(hint, (Mapping,))
+    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be of type {getattr(hint, '__name__', 'object')}; got {value!r}")
+    if hint is float and isinstance(value, (float, int)):
+        _require(math.isfinite(value), f"{where} must be finite; got {value}")
+        return float(value)
+    return value
+
+
+def _check_types(config: Any) -> None:
+    """Raise unless every field holds what its annotation says; NumPy's whole numbers become Python's."""
+    hints = typing.get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        value, hint = getattr(config, item.name), hints[item.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            _require(isinstance(value, hint), f"{item.name} must be a {hint.__name__}; got {value!r}")
+            continue
+        if isinstance(value, np.integer):
+            value = int(value)
+        object.__setattr__(config, item.name, _typed(value, hint, item.name))
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """A network by its name in the registry, with the options of its constructor."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
 
 
 @dataclass(frozen=True)
@@ -57,6 +92,7 @@ class TrainingConfig:
     """Steps between two updates of the average."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("steps", "batch_size", "accumulation", "ema_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         _require(self.learning_rate > 0, f"learning_rate must be positive; got {self.learning_rate}")
@@ -91,14 +127,13 @@ class PlannerConfig:
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
     """For ``budget_rule="constant"``; None: published for the data set, else the data's own ratio of the sums."""
-    condition_low: float = 0.0
-    """A denoiser that is conditioned on cost is asked for plans that cost from this share of the budget to all of it."""
-    margin: float = 0.0
+    margin: float = 0.05
     """Share of what is left of the budget that planning holds back, against optimistic predictions."""
     control_interval: int = 1
     """Actions of a plan that are executed before the next plan is made."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _choice("sampler", self.sampler, SAMPLERS)
         _choice("ranking", self.ranking, ("rescored", "original"))
         _choice("budget_rule", self.budget_rule, ("remaining", "constant"))
@@ -108,7 +143,6 @@ class PlannerConfig:
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
         _require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
-        _require(0 <= self.condition_low <= 1, f"condition_low must lie in [0, 1]; got {self.condition_low}")
         _require(
             self.sampler_steps is None or self.sampler_steps >= 1,
             f"sampler_steps must be at least 1, or None for all; got {self.sampler_steps}",
@@ -166,6 +200,7 @@ class TREBIConfig:
     """How a decision is made."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _choice("denoiser", self.denoiser.name, DENOISERS)
         _choice("reward_critic", self.reward_critic.name, CRITICS)
         _choice("cost_critic", self.cost_critic.name, CRITICS)
@@ -191,8 +226,6 @@ class TREBIConfig:
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",
         )
-        for name in ("first_action_weight", "termination_reward", "termination_cost"):
-            _require(math.isfinite(getattr(self, name)), f"{name} must be finite; got {getattr(self, name)}")
         _require(
             self.first_action_weight >= 0,
             f"first_action_weight must be at least 0; got {self.first_action_weight}",
@@ -274,20 +307,6 @@ def _build(cls: type[T], data: Any, where: str) -> T:
         else:
             values[name] = _typed(value, hint, f"{where}.{name}")
     return cls(**values)
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    if typing.get_origin(hint) is types.UnionType:
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if typing.get_origin(hint) is Literal:
-        return value  # the dataclass itself checks its choices
-    types_of: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
-    expected = types_of.get(hint, (Mapping,))
-    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} must be of type {getattr(hint, '__name__', 'object')}; got {value!r}")
-    return float(value) if hint is float and isinstance(value, (float, int)) else value
 
 
 def _known(cls: type, data: Mapping[str, Any], where: str = "config") -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.units import constant_rule, remaining_rule
 from trebi_gym.budget import Budget, check_remaining
-from trebi_gym.errors import BudgetError, ObservationError
+from trebi_gym.errors import BudgetError, ObservationError, TrebiError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -70,6 +70,10 @@ def continued(
     Raises:
         ObservationError: the state belongs to another number of environments.
     """
+    if state is not None and not isinstance(state, PlanState):
+        raise ObservationError(
+            f"state must be what the last predict returned, or None; got {type(state).__name__}"
+        )
     if state is not None and len(state.step) != environments:
         raise ObservationError(
             f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
@@ -77,7 +81,12 @@ def continued(
         )
     started = np.zeros(environments, dtype=np.bool_)
     if episode_start is not None:
-        started = np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), (environments,))
+        given = np.asarray(episode_start, dtype=np.bool_)
+        if given.size not in (1, environments):
+            raise ObservationError(
+                f"episode_start must hold one value for each of {environments} environments; got {given.size}"
+            )
+        started = np.broadcast_to(given.reshape(-1), (environments,))
     if state is None or state.actions.shape[1] != interval:
         return PlanState(
             step=np.where(started, 0, 0 if state is None else state.step),
@@ -109,14 +118,14 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
         if "observation" not in observation:
             raise ObservationError(
                 'a Dict observation must hold "observation", as BudgetWrapper(observe=True) gives; '
-                f"found {', '.join(observation)}"
+                f"found {', '.join(map(str, observation))}"
             )
         if budget is None and "budget" in observation:
-            budget = np.asarray(observation["budget"], dtype=np.float64)
+            budget = _numbers(observation["budget"], "budget", BudgetError)
             if budget.ndim and budget.shape[-1] == 1:
                 budget = budget[..., 0]
         if "steps_left" in observation:
-            steps_left = np.asarray(observation["steps_left"], dtype=np.float64)
+            steps_left = _numbers(observation["steps_left"], "steps_left", ObservationError)
             if steps_left.ndim and steps_left.shape[-1] == 1:
                 steps_left = steps_left[..., 0]
         observation = observation["observation"]
@@ -190,13 +199,36 @@ def critic_budgets(
     return result
 
 
-def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64], bool]:
-    try:
-        array = np.asarray(observation, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+def check_actions(actions: Array) -> Array:
+    """Return the planned actions (E, K, A) if they can be executed.
+
+    Raises:
+        ObservationError: they are not finite, so the observation, or the data that were learned from, are out of range.
+    """
+    if not np.isfinite(actions).all():
         raise ObservationError(
-            f"an observation must be numbers of shape ({size},) or (E, {size}); got {error}"
-        ) from error
+            "planning gave actions that are not finite numbers: the observation is too far from the data, "
+            "or guide_scale or cost_weight is too large"
+        )
+    return actions
+
+
+def _numbers(value: Any, what: str, error_class: type[TrebiError], but: str = "") -> Floats:
+    """Return real numbers as float64; ``but`` names the kinds of NumPy types, such as "b", that are no numbers here."""
+    try:
+        # a tensor that requires its gradient does not turn into an array by itself
+        raw = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if raw.dtype.kind in "fiub" and raw.dtype.kind not in but:
+            return raw.astype(np.float64)
+        if raw.dtype.kind == "O" and not any(isinstance(item, (str, bool)) for item in raw.flat):
+            return raw.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise error_class(f"{what} must be numbers; got {value!r} ({error})") from error
+    raise error_class(f"{what} must be numbers; got {value!r}")
+
+
+def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64], bool]:
+    array = _numbers(observation, "an observation", ObservationError)
     single = array.ndim == 1
     batch = array[None] if single else array
     if batch.ndim != 2 or batch.shape[1] != size or len(batch) == 0:
@@ -223,12 +255,7 @@ def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.in
         if np.ndim(budget) == 0 and not hasattr(budget, "detach"):
             remaining = np.array([check_remaining(budget)])
         else:
-            try:
-                remaining = np.asarray(budget, dtype=np.float64).reshape(-1)
-            except (TypeError, ValueError) as error:
-                raise BudgetError(
-                    f"a budget must be a number, an array (E,) or a Budget; got {budget!r}"
-                ) from error
+            remaining = _numbers(budget, "a budget", BudgetError, but="b").reshape(-1)
             if np.isnan(remaining).any():
                 raise BudgetError(f"a budget must be a number, in units of cost; got {remaining}")
         discounts = np.ones(len(remaining))

@@ -15,7 +15,7 @@ from trebi_gym.agents.config import TrainingConfig
 from trebi_gym.agents.models import PARTS, make_loss, make_model, make_windows
 from trebi_gym.agents.training import Fit, FitMetrics
 from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.errors import ConfigError
+from trebi_gym.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -46,13 +46,18 @@ def run_parts(
     """Fit ``parts`` in turn, and put each into ``agent.models`` when it is done; goes on with ``agent.run``.
 
     Raises:
-        ConfigError: ``total_steps`` or ``log_interval`` is too small.
+        ConfigError: ``total_steps`` or ``log_interval`` is too small, or not what the resumed run began with.
+        DatasetError: the loss is no longer finite.
     """
     if log_interval < 1:
         raise ConfigError(f"log_interval must be at least 1; got {log_interval}")
     assert agent.task is not None
     configs = {part: _training(agent, part) for part in parts}
     steps = agent.run.steps if agent.run else _share(configs, total_steps)
+    if agent.run and total_steps is not None and steps != _share(configs, total_steps):
+        raise ConfigError(
+            f"the run to resume was begun with {sum(steps.values())} steps, not {total_steps}; leave total_steps away"
+        )
     windows = make_windows(dataset, agent.config, agent.task, agent.device)
     hooks = _callback(agent, callback)
     hooks.on_training_start({"self": agent, "dataset": dataset}, {})
@@ -102,6 +107,11 @@ def _fit_part(
         bar.update()
         if metrics.step % log_interval == 0 or metrics.step == steps[part]:
             speed = (metrics.step - first) / max(time.monotonic() - started, 1e-9)
+            if not bool(metrics.loss.isfinite()):
+                raise DatasetError(
+                    f"learning {part} failed: its loss is {metrics.loss.item()} at step {metrics.step}; the data hold "
+                    f"numbers that are too large, or the learning rate of {config.learning_rate} is"
+                )
             _log(agent, part, metrics, speed)
             bar.set_postfix(loss=f"{metrics.loss.item():.4g}", refresh=False)
         going = hooks.on_step()
@@ -127,9 +137,9 @@ def _training(agent: TREBIAgent, part: str) -> TrainingConfig:
 def _share(configs: dict[str, TrainingConfig], total_steps: int | None) -> dict[str, int]:
     if total_steps is None:
         return {part: config.steps for part, config in configs.items()}
-    if total_steps < len(configs):
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < len(configs):
         raise ConfigError(
-            f"total_steps must be at least {len(configs)}, one for each model; got {total_steps}"
+            f"total_steps must be at least {len(configs)}, one for each model; got {total_steps!r}"
         )
     whole = sum(config.steps for config in configs.values())
     return {part: max(1, round(total_steps * config.steps / whole)) for part, config in configs.items()}

@@ -20,7 +20,6 @@ from trebi_gym.agents.diffusion.denoising import (
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.networks import make_critic, make_denoiser
 from trebi_gym.agents.training import Loss
-from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.errors import ConfigError
@@ -39,7 +38,7 @@ class Task:
     observations: AffineNormalizer
     actions: AffineNormalizer
     episode_length: int
-    cost_rate: float  # the greatest cost-to-go per (discounted) step left, over the data's windows
+    cost_scale: float  # the greatest cost-to-go of any window in the data, in the cost critic's units
     budget_factor: float  # discounted cost per undiscounted cost, over the data's episodes
 
     @property
@@ -64,12 +63,11 @@ def fit_task(dataset: EpisodeDataset, config: TREBIConfig, budget_factor: float 
         observations=fit(dataset.observations[rows]),
         actions=fit(dataset.actions),
         episode_length=config.episode_length or max(dataset.episode_length, int(dataset.lengths.max())),
-        cost_rate=1.0,
+        cost_scale=1.0,
         budget_factor=budget_factor or (discounted / plain if plain > 0 else 1.0),
     )
     windows = make_windows(dataset, config, task)
-    rates = windows.cost_to_go / geometric_sum(config.cost_discount, windows.steps_left)
-    return dataclasses.replace(task, cost_rate=max(float(rates.max()), 1e-6))
+    return dataclasses.replace(task, cost_scale=max(float(windows.cost_to_go.max()), 1e-6))
 
 
 def make_windows(
@@ -129,7 +127,7 @@ def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWin
         device = windows.device
         index = torch.randint(len(windows), (batch_size,), generator=generator, device=device)
         window = windows[index]
-        if config.early_ends > 0:
+        if config.early_ends > 0 and part != "diffusion":
             shortened = torch.rand(batch_size, generator=generator, device=device) < config.early_ends
             share = torch.rand(batch_size, generator=generator, device=device)
             steps = (share * window.steps_left).ceil().clamp(min=1)
@@ -149,8 +147,7 @@ def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWin
         condition = None
         if conditioned:
             dropped = torch.rand(batch_size, generator=generator, device=device) < CONDITION_DROPOUT
-            rate = window.cost_to_go / geometric_sum(config.cost_discount, window.steps_left)
-            condition = torch.where(dropped, torch.nan, rate / task.cost_rate)
+            condition = torch.where(dropped, torch.nan, window.cost_to_go / task.cost_scale)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             clean: torch.Tensor = model(x, t) if condition is None else model(x, t, condition)

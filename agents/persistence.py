@@ -20,7 +20,7 @@ from trebi_gym.agents.learning import Run
 from trebi_gym.agents.models import PARTS, Task, make_model
 from trebi_gym.agents.spaces import agent_spaces
 from trebi_gym.datasets import AffineNormalizer
-from trebi_gym.errors import CheckpointError, NotLearnedError, TrebiError
+from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -30,6 +30,9 @@ A = TypeVar("A", bound="TREBIAgent")
 
 def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
     """Write the agent; see ``TREBIAgent.save``."""
+    unknown = sorted(set(parts or ()) - set(PARTS))
+    if isinstance(parts, str) or unknown:
+        raise ConfigError(f"parts must be a list of {', '.join(PARTS)}; got {parts!r}")
     chosen = [part for part in PARTS if part in agent.models and (parts is None or part in parts)]
     run = agent.run if agent.run is not None and (parts is None or agent.run.part in parts) else None
     if agent.task is None or (not chosen and run is None):
@@ -46,7 +49,7 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
         "learned_from": agent.learned_from,
         "task": {
             "episode_length": task.episode_length,
-            "cost_rate": task.cost_rate,
+            "cost_scale": task.cost_scale,
             "budget_factor": task.budget_factor,
         },
         "trebi_gym": version("trebi-gym"),
@@ -93,7 +96,7 @@ def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.dev
                 )
             _take_models(agent, found)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, TrebiError):
+            if isinstance(error, (CheckpointError, ConfigError)):
                 raise
             raise CheckpointError(f"{file} does not hold what a saved agent needs: {error}") from error
     assert agent is not None
@@ -193,7 +196,7 @@ def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str
         ),
         actions=AffineNormalizer(tensors["actions.center"].numpy(), tensors["actions.scale"].numpy()),
         episode_length=int(task["episode_length"]),
-        cost_rate=float(task["cost_rate"]),
+        cost_scale=float(task["cost_scale"]),
         budget_factor=float(task["budget_factor"]),
     )
     agent.learned_from = dict(description["learned_from"])
@@ -210,4 +213,6 @@ def _take_models(agent: TREBIAgent, found: Checkpoint) -> None:
             model.load_state_dict(found.part(f"model.{part}"))
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {part} do not fit its configuration: {error}") from error
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise CheckpointError(f"the weights of {part} are not all finite numbers: learn it again")
         agent.models[part] = model.to(agent.device)

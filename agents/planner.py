@@ -16,7 +16,6 @@ from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
 from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import AffineNormalizer
 
 Array = npt.NDArray[Any]
@@ -64,9 +63,8 @@ class BudgetGuidedPlanner:
         horizon: H.
         observation_normalizer: of the O observation columns.
         action_normalizer: of the A action columns.
-        cost_discount: of the cost critic.
-        cost_rate: the greatest cost per step left in the data, the unit in which a denoiser that is conditioned on cost
-            is asked for plans; None for one that is not.
+        cost_scale: the greatest cost-to-go in the data, the unit in which a denoiser that is conditioned on cost is asked
+            for plans; None for one that is not.
         least_steps_left: the fewest steps left that the critics were trained on.
     """
 
@@ -81,8 +79,7 @@ class BudgetGuidedPlanner:
         horizon: int,
         observation_normalizer: AffineNormalizer,
         action_normalizer: AffineNormalizer,
-        cost_discount: float = 1.0,
-        cost_rate: float | None = None,
+        cost_scale: float | None = None,
         least_steps_left: int = 1,
     ) -> None:
         self.config = config
@@ -95,8 +92,7 @@ class BudgetGuidedPlanner:
         self._actions = action_normalizer
         self._action_size = len(action_normalizer.center)
         self._size = self._action_size + len(observation_normalizer.center)
-        self._cost_discount = cost_discount
-        self._cost_rate = cost_rate
+        self._cost_scale = cost_scale
         self._least_steps_left = least_steps_left
         self._device = next(denoiser.parameters()).device
 
@@ -141,11 +137,10 @@ class BudgetGuidedPlanner:
             value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left)
         )
         condition = None
-        if self._cost_rate is not None:
+        if self._cost_scale is not None:
             # asked for plans of every cost up to the budget, so that cheap ones are always among the candidates
-            share = torch.linspace(config.condition_low, 1.0, config.candidates, device=self._device)
-            rate = (budgets / geometric_sum(self._cost_discount, left) / self._cost_rate).clamp(0.0, 1.0)
-            condition = rate * share.repeat(environments)
+            share = torch.linspace(0.0, 1.0, config.candidates, device=self._device)
+            condition = (budgets / self._cost_scale).clamp(0.0, 1.0) * share.repeat(environments)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             clean: torch.Tensor = (

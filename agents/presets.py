@@ -14,6 +14,7 @@ _PAPER_PLANNER = {
     "guide_stop": 2,
     "guide_scale": 0.1,
     "budget_rule": "constant",
+    "margin": 0.0,
 }
 
 toy_safe_env = TREBIConfig(
@@ -26,6 +27,7 @@ toy_safe_env = TREBIConfig(
     discount=0.99,
     cost_discount=0.99,
     cost_quantile=None,
+    early_ends=0.0,
     denoiser_training=TrainingConfig(steps=200_000, **_PAPER_UPDATE),  # type: ignore[arg-type]
     critic_training=TrainingConfig(steps=200_000, **_PAPER_UPDATE),  # type: ignore[arg-type]
     planner=PlannerConfig(candidates=128, cost_weight=20.0, **_PAPER_PLANNER),  # type: ignore[arg-type]
@@ -46,13 +48,17 @@ fast = TREBIConfig()
 PRESETS: dict[str, TREBIConfig] = {config.preset: config for config in (fast, toy_safe_env, locomotion)}
 
 
-def preset(name: str) -> TREBIConfig:
-    """Return the preset of this name; the original's way of writing it, ``config.toy_safe_env``, works too.
+def preset(name: str | TREBIConfig) -> TREBIConfig:
+    """Return the preset of this name, and a configuration as it is.
+
+    The original's way of writing it, ``config.toy_safe_env``, works too.
 
     Raises:
         ConfigError: there is no such preset.
     """
-    found = PRESETS.get(name.removeprefix("config."))
+    if isinstance(name, TREBIConfig):
+        return name
+    found = PRESETS.get(name.removeprefix("config.")) if isinstance(name, str) else None
     if found is None:
         raise ConfigError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return found

@@ -1,17 +1,51 @@
-"""Which spaces an agent can work in, and whether a data set fits them."""
+"""What an agent is made for: its spaces, its device, its seed, and whether a data set fits them."""
 
 from __future__ import annotations
 
 import logging
+import numbers
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+from stable_baselines3.common.utils import get_device
 
 from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.errors import DatasetError, EnvironmentContractError
+from trebi_gym.errors import ConfigError, DatasetError, EnvironmentContractError
 
 logger = logging.getLogger(__name__)
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """Return the device of this name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    try:
+        asked = torch.device("cpu" if device == "auto" else device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"there is no device {device!r}; use auto, cpu, cuda, cuda:1, ...") from error
+    # Stable-Baselines3 would quietly take the CPU
+    if asked.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {str(device)!r} was asked for, but torch finds no GPU here; use auto or cpu"
+        )
+    return get_device(device)
+
+
+def resolve_seed(seed: int | None) -> int:
+    """Return the seed, or draw one for None.
+
+    Raises:
+        ConfigError: it is no whole number, or is out of range.
+    """
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
+    return int(seed)
 
 
 def agent_spaces(env_or_spaces: Any) -> tuple[gym.spaces.Box, gym.spaces.Box]:
@@ -45,8 +79,9 @@ def agent_spaces(env_or_spaces: Any) -> tuple[gym.spaces.Box, gym.spaces.Box]:
 def spaces_of_dataset(dataset: EpisodeDataset) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """Return the spaces of the environment that the data set names, else boxes around its numbers."""
     env_id = dataset.metadata.get("env_id")
-    if isinstance(env_id, str) and env_id in gym.registry:
-        with gym.make(env_id) as env:
+    name = env_id.rpartition(":")[2] if isinstance(env_id, str) else None
+    if name in gym.registry:
+        with gym.make(name) as env:
             return agent_spaces(env)
     logger.info("the data set names no registered environment; actions are bounded by those in the data")
     low, high = dataset.actions.min(axis=0), dataset.actions.max(axis=0)

@@ -12,17 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.logger import Logger, configure
-from stable_baselines3.common.utils import get_device
 
 from trebi_gym.agents import persistence
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.inputs import BudgetLike, PlanState, continued, parse_request, planning_budgets
+from trebi_gym.agents.inputs import (
+    BudgetLike,
+    PlanState,
+    check_actions,
+    continued,
+    parse_request,
+    planning_budgets,
+)
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
 from trebi_gym.agents.models import PARTS, Task, fit_task
 from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
 from trebi_gym.agents.presets import preset
-from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
+from trebi_gym.agents.spaces import (
+    agent_spaces,
+    check_dataset,
+    resolve_device,
+    resolve_seed,
+    spaces_of_dataset,
+)
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.datasets.recipes import RECIPES
@@ -52,7 +64,7 @@ class TREBIAgent:
         tensorboard_log: folder for the training log, as TensorBoard events and CSV.
 
     Raises:
-        ConfigError: the configuration cannot work.
+        ConfigError: the configuration cannot work, or there is no such device or seed.
         EnvironmentContractError: the spaces are not plain boxes.
     """
 
@@ -65,8 +77,8 @@ class TREBIAgent:
         verbose: int = 0,
         tensorboard_log: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.config = preset(config) if isinstance(config, str) else config
-        self.device = get_device(device)
+        self.config = preset(config)
+        self.device = resolve_device(device)
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
         self.num_timesteps = 0
@@ -79,7 +91,7 @@ class TREBIAgent:
         self.action_space: gym.spaces.Box | None = None
         if env_or_spaces is not None:
             self.observation_space, self.action_space = agent_spaces(env_or_spaces)
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
+        self.seed = resolve_seed(seed)
         self._generator = torch.Generator(device=self.device)
         self.set_random_seed(self.seed)
         self._planner: BudgetGuidedPlanner | None = None
@@ -209,7 +221,7 @@ class TREBIAgent:
 
         Raises:
             NotLearnedError: a model is missing.
-            ObservationError: an observation of a wrong shape, or not finite.
+            ObservationError: an observation of a wrong shape, not finite, or too far from the data to plan from.
             BudgetError: no budget, or one that is not a number.
         """
         planner, task = self._ready()
@@ -224,7 +236,7 @@ class TREBIAgent:
             found = planner.search(
                 request.observations[due], thresholds[due], steps_left[due], self._noise(deterministic)
             )
-            state.actions[due] = planner.best_actions(found, interval)
+            state.actions[due] = check_actions(planner.best_actions(found, interval))
             state.rewards[due], state.costs[due] = planner.best_scores(found)
             state.budgets[due] = thresholds[due]
             state.position[due] = 0
@@ -271,8 +283,7 @@ class TREBIAgent:
                 horizon=self.config.horizon,
                 observation_normalizer=self.task.observations,
                 action_normalizer=self.task.actions,
-                cost_discount=self.config.cost_discount,
-                cost_rate=self.task.cost_rate if conditioned else None,
+                cost_scale=self.task.cost_scale if conditioned else None,
                 least_steps_left=1 if self.config.early_ends > 0 else self.config.horizon,
             )
         return self._planner, self.task

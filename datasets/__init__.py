@@ -52,6 +52,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         DatasetError: there is none; the message lists where it was looked for and the command that builds it.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise DatasetError(f"a data set is given by its name or file; got {name_or_path!r}")
     path = Path(name_or_path)
     if path.is_file():
         return path

@@ -65,7 +65,7 @@ class EpisodeDataset:
     def __post_init__(self) -> None:
         for name in ("observations", "actions", "rewards", "costs"):
             array = np.asarray(getattr(self, name))
-            if not np.issubdtype(array.dtype, np.floating):
+            if array.dtype.kind in "iub":
                 array = array.astype(np.float32)
             object.__setattr__(self, name, _frozen(array))
         object.__setattr__(self, "lengths", _frozen(np.asarray(self.lengths, dtype=np.int64)))
@@ -79,7 +79,7 @@ class EpisodeDataset:
             raise DatasetError("the data hold no finished episode: no step is marked as terminal or timeout")
         if self.lengths.min() < 1:
             raise DatasetError(
-                f"episode {int(self.lengths.argmin())} has no step; every episode needs at least one"
+                f"episode {self.lengths.argmin()} has no step; every episode needs at least one"
             )
         steps = int(self.lengths.sum())
         for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1), ("costs", 1)):
@@ -91,6 +91,9 @@ class EpisodeDataset:
                     f"{name} must have shape {shape} for {steps} steps in {episodes} episodes; found {array.shape}"
                 )
             check_finite(name, array)
+        length = self.metadata.get("episode_length")
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise DatasetError(f"episode_length in the metadata must be a number of steps; found {length!r}")
         for name in ("terminated", "truncated"):
             if getattr(self, name).shape != (episodes,):
                 raise DatasetError(f"{name} must have shape ({episodes},); found {getattr(self, name).shape}")
@@ -117,15 +120,16 @@ class EpisodeDataset:
             DatasetError: lengths that differ, NaN or infinite values, no finished episode, or a next observation
                 that is not the following step's observation although the episode goes on.
         """
-        arrays = {
-            "observations": np.asarray(observations),
-            "next_observations": np.asarray(next_observations),
-            "actions": np.asarray(actions),
-            "rewards": np.asarray(rewards),
-            "costs": np.asarray(costs),
-            "terminals": np.asarray(terminals),
-            "timeouts": np.asarray(timeouts),
+        given = {
+            "observations": observations,
+            "next_observations": next_observations,
+            "actions": actions,
+            "rewards": rewards,
+            "costs": costs,
+            "terminals": terminals,
+            "timeouts": timeouts,
         }
+        arrays = {name: np.asarray(array) for name, array in given.items()}
         for name in ("rewards", "costs", "terminals", "timeouts"):
             if arrays[name].ndim == 2 and arrays[name].shape[1] == 1:
                 arrays[name] = arrays[name][:, 0]
@@ -143,8 +147,7 @@ class EpisodeDataset:
                 "observations and next_observations must have the same shape; "
                 f"found {arrays['observations'].shape} and {arrays['next_observations'].shape}"
             )
-        terminal = arrays["terminals"].astype(np.bool_)
-        timeout = arrays["timeouts"].astype(np.bool_)
+        terminal, timeout = (arrays[name].astype(np.bool_) for name in ("terminals", "timeouts"))
         ends = np.flatnonzero(terminal | timeout)
         if len(ends) == 0:
             raise DatasetError(
@@ -195,10 +198,12 @@ class EpisodeDataset:
         if not items:
             raise DatasetError("the data hold no finished episode")
         for index, episode in enumerate(items):
-            if len(episode.observations) != len(episode.rewards) + 1:
+            found = [len(getattr(episode, name)) for name in ("observations", "actions", "costs")]
+            steps = len(episode.rewards)
+            if found != [steps + 1, steps, steps]:
                 raise DatasetError(
-                    f"episode {index} has {len(episode.rewards)} rewards and so needs "
-                    f"{len(episode.rewards) + 1} observations; found {len(episode.observations)}"
+                    f"episode {index} has {steps} rewards and so needs {steps + 1} observations, {steps} actions and "
+                    f"{steps} costs; found {found[0]}, {found[1]} and {found[2]}"
                 )
         try:
             return cls(
@@ -212,10 +217,10 @@ class EpisodeDataset:
                 metadata=dict(metadata or {}),
             )
         except ValueError as error:
-            raise (
-                error
-                if isinstance(error, DatasetError)
-                else DatasetError(f"the episodes do not have the same observation and action sizes: {error}")
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(
+                f"the episodes must have the same observation and action sizes: {error}"
             ) from error
 
     def __len__(self) -> int:
@@ -301,7 +306,7 @@ def check_finite(name: str, array: Array) -> None:
     Raises:
         DatasetError: with the index of the first such value.
     """
-    if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
+    if array.dtype.kind not in "fiub":
         raise DatasetError(f"{name} must hold numbers; found {array.dtype}")
     finite = np.isfinite(array)
     if not finite.all():

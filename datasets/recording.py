@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from trebi_gym.costs import finite_cost
 from trebi_gym.datasets.episode import Episode
 from trebi_gym.errors import EnvironmentContractError
 
@@ -37,14 +38,18 @@ class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step and record."""
+        """Step and record.
+
+        Raises:
+            EnvironmentContractError: ``info["cost"]`` is missing, or is not one finite number.
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "cost" not in info:
             raise EnvironmentContractError(
                 'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper'
             )
         assert self._running is not None
-        self._running.add(action, reward, info["cost"], observation)
+        self._running.add(action, reward, finite_cost(info["cost"], source='info["cost"]'), observation)
         if terminated or truncated:
             self.episodes.append(self._running.finish(terminated, truncated))
             self._running = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import numbers
 from typing import Any, SupportsFloat
 
@@ -13,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from trebi_gym.budget import Budget, check_budget
-from trebi_gym.costs import CostFunction, resolve_cost
+from trebi_gym.costs import CostFunction, finite_cost, resolve_cost
 from trebi_gym.errors import ConfigError, EnvironmentContractError
 
 Info = dict[str, Any]
@@ -54,7 +53,7 @@ class CostWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         before = self._observation
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._observation = copy.deepcopy(observation)
-        cost = _finite_cost(self._cost(before, action, observation, info), source="the cost function")
+        cost = finite_cost(self._cost(before, action, observation, info), source="the cost function")
         return observation, reward, terminated, truncated, {**info, "cost": cost}
 
 
@@ -159,7 +158,7 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
                 f'BudgetWrapper needs info["cost"] at every step; info had {sorted(map(str, info))}. '
                 "Wrap the environment in CostWrapper(env, cost) first"
             )
-        cost = _finite_cost(info["cost"], source='info["cost"]')
+        cost = finite_cost(info["cost"], source='info["cost"]')
         self._budget = self._budget.charge(cost)
         self._episode_cost += cost
         info = {**info, "budget": self._budget.remaining}
@@ -189,24 +188,6 @@ def _importable_name(cost: CostFunction | str) -> CostFunction | str:
     except EnvironmentContractError:
         return cost
     return f"{module}:{name}" if found is cost else cost
-
-
-def _finite_cost(value: Any, *, source: str) -> float:
-    """Return ``value`` as a float.
-
-    Raises:
-        EnvironmentContractError: it is not one finite number.
-    """
-    array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "fiub":
-        raise EnvironmentContractError(
-            f"{source} must give one number a step; got {value!r} "
-            f"({type(value).__name__}, shape {array.shape})"
-        )
-    number = float(array)
-    if not math.isfinite(number):
-        raise EnvironmentContractError(f"{source} must give a finite number; got {number!r}")
-    return number
 
 
 def _is_kept(budget: Budget) -> bool:

@@ -36,7 +36,10 @@ def check_remaining(value: object, *, name: str = "budget") -> float:
         raise BudgetError(
             f"{name} must be a number, in units of cost; got {value!r} ({type(value).__name__})"
         )
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise BudgetError(f"{name} is too large for a floating-point number; use inf for no limit") from error
     if math.isnan(number):
         raise BudgetError(f"{name} must be a number, in units of cost; got NaN")
     return number
@@ -68,6 +71,8 @@ class Budget:
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", check_remaining(self.total, name="total"))
         object.__setattr__(self, "spent", check_remaining(self.spent, name="spent"))
+        if math.isinf(self.spent):
+            raise BudgetError(f"spent must be finite; got {self.spent!r}")
         # an overspent budget may be carried over by with_remaining; a fresh one may not be negative
         if self.total < 0 and self.spent == 0 and self.step == 0:
             raise BudgetError(f"total must be at least 0, in units of cost; got {self.total!r}")

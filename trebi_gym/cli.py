@@ -9,7 +9,8 @@ from typing import Annotated, TypeVar
 import tyro
 from tqdm import tqdm
 
-from trebi_gym.errors import ConfigError
+from trebi_gym.errors import ConfigError, DatasetError
+from trebi_gym.files import check_writable
 from trebi_gym.terminal import (
     describe_agent,
     describe_dataset,
@@ -51,7 +52,6 @@ def generate(
     from trebi_gym.datasets.collect import generate as build
     from trebi_gym.datasets.provenance import find_spec
     from trebi_gym.datasets.recipes import dataset_name, recipe_for_env, user_data_folder
-    from trebi_gym.errors import DatasetError
 
     name = dataset_name(find_spec(dataset).id, datatype)
     target = output or user_data_folder() / f"{name}.hdf5"
@@ -59,6 +59,11 @@ def generate(
         raise DatasetError(f"{target} exists already; pass --overwrite to replace it, or another --output")
     if total_step < 1:
         raise DatasetError(f"--total-step must be at least 1; got {total_step}")
+    if seed < 0:
+        raise ConfigError(f"--seed must be at least 0; got {seed}")
+    if learning_rate is not None and not learning_rate > 0:
+        raise ConfigError(f"--learning-rate must be positive; got {learning_rate}")
+    check_writable(target)
     recipe = recipe_for_env(find_spec(dataset).id)
     hyperparameters = dict(recipe.hyperparameters) if recipe else {}
     if learning_rate is not None:
@@ -109,7 +114,14 @@ def learn(
     _free(target, overwrite)
     agent = TREBIAgent(config=config, seed=seed, device=device, tensorboard_log=log_folder)
     learn_with_checkpoints(
-        agent, agent.learn, dataset, target, total_steps=total_steps, every=checkpoint_every, resume=resume
+        agent,
+        agent.learn,
+        dataset,
+        target,
+        total_steps=total_steps,
+        every=checkpoint_every,
+        resume=resume,
+        overwrite=overwrite,
     )
     agent.save(target)
     partial_file(target).unlink(missing_ok=True)
@@ -146,6 +158,8 @@ def evaluate(
     from trebi_gym.evaluation import evaluate_budgets
     from trebi_gym.plots import plot_budgets
 
+    if output is not None:
+        check_writable(output / "evaluation.json")
     loaded = TREBIAgent.load(agent, device=device)
     chosen = (
         budgets
@@ -166,8 +180,9 @@ def evaluate(
     if output is not None:
         for ending in (".json", ".csv"):
             result.save(output / f"evaluation{ending}")
+        print(f"written to {output}/evaluation.json and .csv")
         plot_budgets(result, output / "evaluation.png", title=f"{env or resolve_env(loaded)}: {agent.name}")
-        print(f"written to {output}/evaluation.json, .csv and .png")
+        print(f"written to {output}/evaluation.png")
 
 
 def record(
@@ -193,6 +208,7 @@ def record(
     from trebi_gym.agents import TREBIAgent
     from trebi_gym.video import record_video
 
+    check_writable(output)
     loaded = TREBIAgent.load(agent, device=device)
     schedule = [parse_change(text) for text in change]
     result = record_video(
@@ -231,6 +247,9 @@ def demo(
     """
     from trebi_gym.demo import run_demo
 
+    if episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1; got {episodes}")
+    check_writable(output / "agent.zip")
     run_demo(output, seed=seed, episodes=episodes, total_steps=total_steps)
 
 
@@ -252,6 +271,10 @@ def bench(
     """
     from trebi_gym.benchmark import benchmark, report, save
 
+    if environments < 1:
+        raise ConfigError(f"--environments must be at least 1; got {environments}")
+    if output is not None:
+        check_writable(output)
     timings = benchmark(presets, environments, seconds=seconds, device=device)
     print(report(timings))
     if output is not None:

@@ -7,6 +7,7 @@ cost of that step, of shape ``observation.shape[:-1]``.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -90,3 +91,21 @@ def resolve_cost(cost: CostFunction | str) -> CostFunction:
         raise EnvironmentContractError(f"cost {cost!r} names {found!r}, which is not a function")
     function: CostFunction = found
     return function
+
+
+def finite_cost(value: Any, *, source: str) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        EnvironmentContractError: it is not one finite number.
+    """
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind not in "fiub":
+        raise EnvironmentContractError(
+            f"{source} must give one number a step; got {value!r} "
+            f"({type(value).__name__}, shape {array.shape})"
+        )
+    number = float(array)
+    if not math.isfinite(number):
+        raise EnvironmentContractError(f"{source} must give a finite number; got {number!r}")
+    return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -48,13 +49,13 @@ def evaluate_budgets(
 
     Raises:
         BudgetError: a budget that is no budget, or none.
-        TrebiError: fewer than one episode.
+        TrebiError: fewer than one episode or environment, or a negative seed.
     """
-    if episodes < 1:
-        raise TrebiError(f"episodes must be at least 1; got {episodes}")
-    if len(budgets) == 0:
-        raise BudgetError("give at least one budget")
-    values = [check_budget(budget) for budget in dict.fromkeys(budgets)]
+    if not isinstance(episodes, numbers.Integral) or episodes < 1:
+        raise TrebiError(f"episodes must be a whole number of at least 1; got {episodes!r}")
+    if np.ndim(budgets) == 0 or len(budgets) == 0:
+        raise BudgetError(f"give a list of at least one budget; got {budgets!r}")
+    values = list(dict.fromkeys(check_budget(budget) for budget in budgets))
     return evaluate_episodes(
         agent,
         env_id,
@@ -82,9 +83,20 @@ def evaluate_episodes(
     deterministic: bool = False,
     progress_bar: bool = False,
 ) -> Evaluation:
-    """Run one episode for every pair of a budget and an environment's seed; otherwise as ``evaluate_budgets``."""
+    """Run one episode for every pair of a budget and an environment's seed; otherwise as ``evaluate_budgets``.
+
+    Raises:
+        BudgetError: a budget that is no budget.
+        TrebiError: no episode, a negative seed, or lengths that differ.
+    """
     if len(budgets) != len(seeds):
         raise TrebiError(f"give one seed for each budget; got {len(budgets)} budgets and {len(seeds)} seeds")
+    if len(budgets) == 0:
+        raise TrebiError("there is no episode to run: give at least one budget")
+    if seed < 0 or min(seeds) < 0:
+        raise TrebiError(f"seeds must be at least 0; got {min(seed, *seeds)}")
+    if n_envs is not None and n_envs < 1:
+        raise TrebiError(f"n_envs must be at least 1; got {n_envs}")
     seeder = getattr(agent, "set_random_seed", None)
     if seeder is not None:
         seeder(seed)

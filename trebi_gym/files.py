@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from trebi_gym.errors import ConfigError
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out whether ``path`` can be written before hours of work go into what it is to hold; makes its folder.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{target} cannot be written: {error.strerror or error}; choose another place"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.datasets import load, resolve
 from trebi_gym.datasets.recipes import RECIPES, maximum_budget
 from trebi_gym.errors import ConfigError, TrebiError
+from trebi_gym.files import check_writable
 from trebi_gym.rollout import BudgetChange
 
 
 def run(command: Callable[[], Any]) -> None:
-    """Call a command, and turn errors that are meant for people into one message and exit status 2."""
+    """Call a command, and turn errors that are meant for people into one message and exit status 2.
+
+    Modules in the present folder can be imported, so that ``my_tasks:SafeCar-v0`` works there as with ``python -m``.
+    """
+    if "" not in sys.path:
+        sys.path.append("")
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         command()
-    except TrebiError as error:
+    except (TrebiError, OSError, gym.error.Error) as error:
+        if isinstance(error, BrokenPipeError):
+            # the reader, such as head, has seen enough; nothing may be flushed to it when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, _: object) -> None:
+    """End as an exception, so that unfinished temporary files are removed on the way out."""
+    raise SystemExit(128 + number)
 
 
 def learn_with_checkpoints(
@@ -35,15 +57,24 @@ def learn_with_checkpoints(
     total_steps: int | None,
     every: int,
     resume: bool,
+    overwrite: bool = False,
 ) -> None:
     """Call a ``learn`` method; keep a copy beside ``target`` from which ``resume`` goes on after a crash.
 
     Raises:
-        ConfigError: a copy of an interrupted run is there and ``resume`` was not asked for, or the other way round.
+        ConfigError: a copy of an interrupted run is there and neither ``resume`` nor ``overwrite`` was asked for, or
+            there is nothing to resume, or ``target`` cannot be written.
     """
+    if every < 0:
+        raise ConfigError(f"checkpoint_every must be at least 0; got {every}")
     partial = partial_file(target)
     if resume and not partial.is_file():
         raise ConfigError(f"there is nothing to resume: {partial} does not exist; leave --resume away")
+    if partial.is_file() and not (resume or overwrite):
+        raise ConfigError(
+            f"{partial} is left from an interrupted run: pass --resume to go on with it, or delete it to start anew"
+        )
+    check_writable(target)
 
     def keep(_: dict[str, Any], __: dict[str, Any]) -> bool:
         if every and agent.num_timesteps % every == 0:

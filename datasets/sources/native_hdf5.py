@@ -23,6 +23,12 @@ Array = npt.NDArray[Any]
 
 KEYS = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
 METADATA = "trebi_gym"
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises for a file that is damaged, depending on where."""
+MOST_BYTES_UNSTORED = 1 << 30
+"""An array that claims more than this, and more than compression can explain, is refused before memory is taken."""
+MOST_COMPRESSION = 1_100
+"""Deflate shrinks nothing further."""
 
 
 class NativeHDF5:
@@ -35,7 +41,7 @@ class NativeHDF5:
         try:
             with h5py.File(path, "r") as file:
                 return METADATA in file.attrs or any(key in file for key in KEYS)
-        except OSError:
+        except HDF5_ERRORS:
             return False
 
     def read(self, path: Path, cost: CostFunction | None) -> EpisodeDataset:
@@ -51,11 +57,13 @@ class NativeHDF5:
                 if missing:
                     raise DatasetError(
                         f"{path} lacks {', '.join(missing)}; a data set needs {', '.join(needed)}; "
-                        f"found {', '.join(file.keys()) or 'nothing'}"
+                        f"found {', '.join(map(str, file)) or 'nothing'}"
                     )
-                arrays: dict[str, Array] = {key: file[key][()] for key in needed}
+                arrays: dict[str, Array] = {key: _array(file[key], path) for key in needed}
                 metadata = _metadata(file.attrs.get(METADATA), path)
-        except OSError as error:
+        except DatasetError:
+            raise
+        except (*HDF5_ERRORS, MemoryError) as error:
             raise DatasetError(f"{path} cannot be read as HDF5, perhaps it is cut short: {error}") from error
         if cost is not None:
             arrays["costs"] = np.asarray(
@@ -88,6 +96,17 @@ class NativeHDF5:
             for key, array in arrays.items():
                 file.create_dataset(key, data=array, compression="gzip", compression_opts=9, shuffle=True)
             file.attrs[METADATA] = json.dumps(dict(dataset.metadata), sort_keys=True)
+
+
+def _array(stored: h5py.Dataset, path: Path) -> Array:
+    size = stored.size or 0
+    claimed = size * stored.dtype.itemsize
+    if claimed > MOST_BYTES_UNSTORED and claimed > MOST_COMPRESSION * stored.id.get_storage_size():
+        raise DatasetError(
+            f"{path}: {stored.name} claims {stored.shape} numbers but stores {stored.id.get_storage_size()} bytes"
+        )
+    array: Array = np.asarray(stored[()])
+    return array
 
 
 def _metadata(stored: Any, path: Path) -> dict[str, Any]:

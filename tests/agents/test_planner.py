@@ -47,7 +47,7 @@ class Cost(nn.Module):
         return 10.0 + 3.0 * x[:, -1].sum(dim=1)
 
 
-def make_planner(cost_rate=None, least_steps_left=1, **options):
+def make_planner(cost_scale=None, least_steps_left=1, **options):
     values = {"candidates": 32, "sampler": "ddim", "sampler_steps": 5, "guide_moves": 0}
     return BudgetGuidedPlanner(
         Shrink(),
@@ -58,7 +58,7 @@ def make_planner(cost_rate=None, least_steps_left=1, **options):
         horizon=HORIZON,
         observation_normalizer=OBSERVATIONS,
         action_normalizer=ACTIONS,
-        cost_rate=cost_rate,
+        cost_scale=cost_scale,
         least_steps_left=least_steps_left,
     )
 
@@ -173,17 +173,17 @@ def test_the_critics_are_told_the_steps_left_but_never_fewer_than_they_were_trai
 
 
 @pytest.mark.parametrize(
-    ("budget", "rate"), [(-np.inf, 0.0), (-5.0, 0.0), (2.0, 0.1), (10.0, 0.5), (np.inf, 1.0)]
+    ("budget", "share"), [(-np.inf, 0.0), (-5.0, 0.0), (2.0, 0.1), (10.0, 0.5), (np.inf, 1.0)]
 )
 def test_a_conditioned_denoiser_is_asked_for_no_more_than_the_budget_and_for_nothing_beyond_the_data(
-    budget, rate
+    budget, share
 ):
-    # 50 steps are left, and the data's greatest cost is 0.4 a step, so a budget of 20 is the whole range
-    made = make_planner(cost_rate=0.4)
+    # the data's greatest cost-to-go is 20, so a budget of 20 is the whole range
+    made = make_planner(cost_scale=20.0)
     made.plan(np.zeros((1, 2)), np.array([budget]), np.array([50.0]), torch.Generator())
     for condition in made._denoiser.conditions:
         assert condition.shape == (32,)
-        assert condition.max() == pytest.approx(rate)
+        assert condition.max() == pytest.approx(share)
         assert condition.min() >= 0.0
     plain = make_planner()
     plain.plan(np.zeros((1, 2)), np.array([budget]), np.array([50.0]), torch.Generator())
