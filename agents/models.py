@@ -27,6 +27,13 @@ from trebi_gym.errors import ConfigError
 PARTS = ("diffusion", "reward_critic", "cost_critic")
 """The models, in the order in which ``learn`` fits them."""
 
+LEARNERS = {
+    "diffusion": ("learn_diffusion()", "scripts/train.py"),
+    "reward_critic": ("learn_reward_critic()", "scripts/train_values.py"),
+    "cost_critic": ("learn_cost_critic()", "scripts/train_cost_values.py"),
+}
+"""Which method and which script learn each of them."""
+
 CONDITION_DROPOUT = 0.1
 """Share of windows that a denoiser with a condition sees without it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import get_device
 
+from trebi_gym.budget import is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError, DatasetError, EnvironmentContractError
 
@@ -43,7 +43,7 @@ def resolve_seed(seed: int | None) -> int:
     """
     if seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+    if not is_whole(seed) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
     return int(seed)
 

@@ -25,7 +25,7 @@ from trebi_gym.agents.inputs import (
     planning_budgets,
 )
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
-from trebi_gym.agents.models import PARTS, Task, fit_task
+from trebi_gym.agents.models import LEARNERS, PARTS, Task, fit_task
 from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import (
@@ -41,11 +41,6 @@ from trebi_gym.datasets.recipes import RECIPES
 from trebi_gym.errors import NotLearnedError
 
 Array = npt.NDArray[Any]
-LEARNERS = {
-    "diffusion": ("learn_diffusion()", "scripts/train.py"),
-    "reward_critic": ("learn_reward_critic()", "scripts/train_values.py"),
-    "cost_critic": ("learn_cost_critic()", "scripts/train_cost_values.py"),
-}
 
 
 class TREBIAgent:
@@ -96,8 +91,6 @@ class TREBIAgent:
         self.set_random_seed(self.seed)
         self._planner: BudgetGuidedPlanner | None = None
         self._logger: Logger | None = None
-
-    # ------------------------------------------------------------------ learning
 
     def learn(
         self,
@@ -191,8 +184,6 @@ class TREBIAgent:
     def get_env(self) -> Any:
         """Return the environment that the agent was made with, or None."""
         return self._env
-
-    # ------------------------------------------------------------------ acting
 
     def predict(
         self,
@@ -297,8 +288,6 @@ class TREBIAgent:
         self.config = self.config.replace(planner=changes)
         self._planner = None
         return self
-
-    # ------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> Path:
         """Write one zip of JSON and safetensors; it appears only when it is complete.

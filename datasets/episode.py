@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trebi_gym.datasets.arrays import check_finite, frozen
 from trebi_gym.errors import DatasetError
 
 Array = npt.NDArray[Any]
@@ -67,10 +68,10 @@ class EpisodeDataset:
             array = np.asarray(getattr(self, name))
             if array.dtype.kind in "iub":
                 array = array.astype(np.float32)
-            object.__setattr__(self, name, _frozen(array))
-        object.__setattr__(self, "lengths", _frozen(np.asarray(self.lengths, dtype=np.int64)))
-        object.__setattr__(self, "terminated", _frozen(np.asarray(self.terminated, dtype=np.bool_)))
-        object.__setattr__(self, "truncated", _frozen(np.asarray(self.truncated, dtype=np.bool_)))
+            object.__setattr__(self, name, frozen(array))
+        object.__setattr__(self, "lengths", frozen(np.asarray(self.lengths, dtype=np.int64)))
+        object.__setattr__(self, "terminated", frozen(np.asarray(self.terminated, dtype=np.bool_)))
+        object.__setattr__(self, "truncated", frozen(np.asarray(self.truncated, dtype=np.bool_)))
         self._validate()
 
     def _validate(self) -> None:
@@ -298,27 +299,3 @@ class EpisodeDataset:
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> EpisodeDataset:
         """Return the data set of these episodes only."""
         return EpisodeDataset.from_episodes((self[int(index)] for index in indices), self.metadata)
-
-
-def check_finite(name: str, array: Array) -> None:
-    """Raise if an array holds NaN or infinite values, naming the first.
-
-    Raises:
-        DatasetError: with the index of the first such value.
-    """
-    if array.dtype.kind not in "fiub":
-        raise DatasetError(f"{name} must hold numbers; found {array.dtype}")
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = tuple(int(i) for i in np.unravel_index(int((~finite).argmax()), array.shape))
-        index = ", ".join(map(str, first))
-        raise DatasetError(
-            f"{name}[{index}] is {array[first]}; {int((~finite).sum())} of {array.size} values are NaN or infinite: "
-            "remove those episodes or mend the recording"
-        )
-
-
-def _frozen(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view

@@ -227,7 +227,7 @@ def test_an_environment_without_cost_is_refused():
 
 def test_bad_budgets_and_numbers_of_episodes_are_refused_before_anything_runs():
     agent = Scripted()
-    with pytest.raises(TrebiError, match="episodes must be at least 1; got 0"):
+    with pytest.raises(TrebiError, match="episodes must be a whole number of at least 1; got 0"):
         evaluate_budgets(agent, "Ledger-v0", budgets=[9.0], episodes=0)
     with pytest.raises(BudgetError, match="at least one budget"):
         evaluate_budgets(agent, "Ledger-v0", budgets=[])

@@ -113,6 +113,11 @@ class Budget:
         return replace(self, total=self.spent + self.discount**self.step * left)
 
 
-def _check_step(step: object) -> None:
-    if isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 0:
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, of Python or NumPy; True and False are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_step(step: int) -> None:
+    if not is_whole(step) or step < 0:
         raise BudgetError(f"step must be a whole number of at least 0; got {step!r}")

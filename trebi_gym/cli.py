@@ -271,8 +271,8 @@ def bench(
     """
     from trebi_gym.benchmark import benchmark, report, save
 
-    if environments < 1:
-        raise ConfigError(f"--environments must be at least 1; got {environments}")
+    if not environments or min(environments) < 1:
+        raise ConfigError(f"--environments must be numbers of at least 1; got {environments}")
     if output is not None:
         check_writable(output)
     timings = benchmark(presets, environments, seconds=seconds, device=device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from trebi_gym.budget import Budget, check_budget
+from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.errors import BudgetError, TrebiError
 from trebi_gym.records import EpisodeRecord, Evaluation
 from trebi_gym.rollout import BudgetChange, Policy, make_envs, rollout
@@ -51,7 +50,7 @@ def evaluate_budgets(
         BudgetError: a budget that is no budget, or none.
         TrebiError: fewer than one episode or environment, or a negative seed.
     """
-    if not isinstance(episodes, numbers.Integral) or episodes < 1:
+    if not is_whole(episodes) or episodes < 1:
         raise TrebiError(f"episodes must be a whole number of at least 1; got {episodes!r}")
     if np.ndim(budgets) == 0 or len(budgets) == 0:
         raise BudgetError(f"give a list of at least one budget; got {budgets!r}")

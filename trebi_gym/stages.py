@@ -13,9 +13,8 @@ import numpy as np
 import tyro
 
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.agents.models import PARTS
+from trebi_gym.agents.models import LEARNERS, PARTS
 from trebi_gym.agents.presets import preset
-from trebi_gym.agents.trebi import LEARNERS
 from trebi_gym.errors import ConfigError, NotLearnedError
 from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
 from trebi_gym.terminal import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum

@@ -91,7 +91,7 @@ def test_a_missing_budget_is_refused_with_both_remedies(observation):
         (math.nan, "got NaN"),
         ([1.0, math.nan, 1.0, 1.0], "must be a number"),
         ("60", "must be a number, in units of cost; got '60'"),
-        (["a", "b", "c", "d"], "must be a number, an array"),
+        (["a", "b", "c", "d"], "a budget must be numbers; got"),
         (True, "must be a number"),
         ([None] * 4, "must be a number"),
         ([1.0, 2.0], "got 2 budgets for 4 environments"),
