@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,12 @@ class Task:
     episode_length: int
     cost_scale: float  # the greatest cost-to-go of any window in the data, in the cost critic's units
     budget_factor: float  # discounted cost per undiscounted cost, over the data's episodes
+
+    def __post_init__(self) -> None:
+        for name in ("episode_length", "cost_scale", "budget_factor"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be finite and positive; got {value}")
 
     @property
     def action_size(self) -> int:

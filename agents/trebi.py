@@ -13,28 +13,15 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.logger import Logger, configure
 
-from trebi_gym.agents import persistence
+from trebi_gym.agents import inputs, persistence, spaces
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.inputs import (
-    BudgetLike,
-    PlanState,
-    check_actions,
-    continued,
-    parse_request,
-    planning_budgets,
-)
+from trebi_gym.agents.inputs import BudgetLike, PlanState, continued, parse_request, planning_budgets
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
 from trebi_gym.agents.models import LEARNERS, PARTS, Task, fit_task
 from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
 from trebi_gym.agents.presets import preset
-from trebi_gym.agents.spaces import (
-    agent_spaces,
-    check_dataset,
-    resolve_device,
-    resolve_seed,
-    spaces_of_dataset,
-)
+from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.datasets.recipes import RECIPES
@@ -73,7 +60,7 @@ class TREBIAgent:
         tensorboard_log: str | os.PathLike[str] | None = None,
     ) -> None:
         self.config = preset(config)
-        self.device = resolve_device(device)
+        self.device = spaces.resolve_device(device)
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
         self.num_timesteps = 0
@@ -86,7 +73,7 @@ class TREBIAgent:
         self.action_space: gym.spaces.Box | None = None
         if env_or_spaces is not None:
             self.observation_space, self.action_space = agent_spaces(env_or_spaces)
-        self.seed = resolve_seed(seed)
+        self.seed = spaces.resolve_seed(seed)
         self._generator = torch.Generator(device=self.device)
         self.set_random_seed(self.seed)
         self._planner: BudgetGuidedPlanner | None = None
@@ -227,7 +214,7 @@ class TREBIAgent:
             found = planner.search(
                 request.observations[due], thresholds[due], steps_left[due], self._noise(deterministic)
             )
-            state.actions[due] = check_actions(planner.best_actions(found, interval))
+            state.actions[due] = inputs.check_actions(planner.best_actions(found, interval))
             state.rewards[due], state.costs[due] = planner.best_scores(found)
             state.budgets[due] = thresholds[due]
             state.position[due] = 0

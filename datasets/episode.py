@@ -121,16 +121,15 @@ class EpisodeDataset:
             DatasetError: lengths that differ, NaN or infinite values, no finished episode, or a next observation
                 that is not the following step's observation although the episode goes on.
         """
-        given = {
-            "observations": observations,
-            "next_observations": next_observations,
-            "actions": actions,
-            "rewards": rewards,
-            "costs": costs,
-            "terminals": terminals,
-            "timeouts": timeouts,
+        arrays = {
+            "observations": np.asarray(observations),
+            "next_observations": np.asarray(next_observations),
+            "actions": np.asarray(actions),
+            "rewards": np.asarray(rewards),
+            "costs": np.asarray(costs),
+            "terminals": np.asarray(terminals),
+            "timeouts": np.asarray(timeouts),
         }
-        arrays = {name: np.asarray(array) for name, array in given.items()}
         for name in ("rewards", "costs", "terminals", "timeouts"):
             if arrays[name].ndim == 2 and arrays[name].shape[1] == 1:
                 arrays[name] = arrays[name][:, 0]
@@ -199,12 +198,13 @@ class EpisodeDataset:
         if not items:
             raise DatasetError("the data hold no finished episode")
         for index, episode in enumerate(items):
-            found = [len(getattr(episode, name)) for name in ("observations", "actions", "costs")]
-            steps = len(episode.rewards)
-            if found != [steps + 1, steps, steps]:
+            n, o, a, c = (
+                len(x) for x in (episode.rewards, episode.observations, episode.actions, episode.costs)
+            )
+            if (o, a, c) != (n + 1, n, n):
                 raise DatasetError(
-                    f"episode {index} has {steps} rewards and so needs {steps + 1} observations, {steps} actions and "
-                    f"{steps} costs; found {found[0]}, {found[1]} and {found[2]}"
+                    f"episode {index} has {n} rewards and so needs {n + 1} observations, {n} actions and {n} costs; "
+                    f"found {o}, {a} and {c}"
                 )
         try:
             return cls(

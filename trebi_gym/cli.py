@@ -235,7 +235,7 @@ def info(what: Positional[str]) -> None:
 
 
 def demo(
-    output: Path = Path("runs/demo"), seed: int = 0, episodes: int = 10, total_steps: int | None = None
+    output: Path = Path("runs/demo"), seed: int = 0, episodes: int = 20, total_steps: int | None = None
 ) -> None:
     """Learn from the data set that ships, evaluate five budgets and a drop in mid-episode, write plot and video.
 

@@ -19,6 +19,7 @@ from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import (
     BudgetError,
     ConfigError,
+    DatasetError,
     EnvironmentContractError,
     NotLearnedError,
     ObservationError,
@@ -366,3 +367,34 @@ def test_data_of_an_unknown_environment_bound_the_actions_by_their_own(shipped_d
     agent = TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(unnamed, 3, progress_bar=False)
     assert agent.action_space.low.tolist() == part.actions.min(axis=0).tolist()
     assert agent.action_space.high.tolist() == part.actions.max(axis=0).tolist()
+
+
+def test_an_observation_too_far_from_the_data_is_refused_instead_of_acted_on(tiny_agent):
+    with pytest.raises(ObservationError, match="not finite numbers"):
+        tiny_agent.predict(np.full(3, 1e38), budget=1.0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "0"])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(ConfigError, match="seed must be a whole number"):
+        TREBIAgent(seed=seed)
+
+
+def test_a_device_that_is_not_there_is_refused_and_not_replaced():
+    with pytest.raises(ConfigError, match="there is no device 'warp'"):
+        TREBIAgent(device="warp")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch finds no GPU here"):
+            TREBIAgent(device="cuda")
+
+
+def test_a_state_of_something_else_is_refused(tiny_agent):
+    with pytest.raises(ObservationError, match="state must be what the last predict returned"):
+        tiny_agent.predict(np.zeros(3), state=(1, 2), budget=1.0)
+
+
+def test_a_loss_that_is_no_longer_finite_ends_learning_with_a_reason(shipped_dataset, tiny_config):
+    wild = tiny_config.replace(denoiser_training={"learning_rate": 1e30, "steps": 40})
+    agent = TREBIAgent(config=wild, device="cpu", seed=0)
+    with pytest.raises(DatasetError, match=r"its loss is (nan|inf)"):
+        agent.learn(shipped_dataset, progress_bar=False, log_interval=5)

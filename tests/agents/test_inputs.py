@@ -195,3 +195,28 @@ def test_budgets_of_several_discounts_are_each_turned_by_their_own():
     found = critic_budgets(request, np.full(3, 20.0), rule="remaining", cost_discount=0.99, factor=None)
     expected = [remaining_rule(np.array([10.0]), np.array([20.0]), 0.99, d)[0] for d in (1.0, 0.99, 0.9)]
     np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.ones(3, dtype=complex), "an observation must be numbers"),
+        (["a", "b", "c"], "an observation must be numbers"),
+        ({1: 2}, 'must hold "observation"'),
+        ({"observation": np.ones(3), "budget": 1.0, "steps_left": "x"}, "steps_left must be numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(observation, message):
+    with pytest.raises(ObservationError, match=message):
+        parse_request(observation, 1.0, 3)
+
+
+def test_a_budget_in_the_observation_must_be_a_number_too():
+    with pytest.raises(BudgetError, match="budget must be numbers"):
+        parse_request({"observation": np.ones(3), "budget": "x"}, None, 3)
+
+
+def test_tensors_that_require_a_gradient_are_read_like_any_other():
+    request = parse_request(torch.ones(3, requires_grad=True), torch.tensor([2.0], requires_grad=True), 3)
+    assert request.observations.tolist() == [[1.0, 1.0, 1.0]]
+    assert request.remaining.tolist() == [2.0]

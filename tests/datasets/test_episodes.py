@@ -162,7 +162,7 @@ def test_single_episodes_that_do_not_fit_together_are_refused():
         EpisodeDataset.from_episodes([])
     with pytest.raises(
         DatasetError,
-        match="episode 1 has 2 rewards and so needs 3 observations, .* found 2, 2 and 2",
+        match=r"episode 1 has 2 rewards and so needs 3 observations, .* found 2, 2 and 2",
     ):
         EpisodeDataset.from_episodes([good, episode(np.zeros((2, 2)), np.zeros((2, 1)))])
     with pytest.raises(DatasetError, match="same observation and action sizes"):

@@ -1,0 +1,225 @@
+"""The command line and the scripts: what they write, what they refuse, and that nothing is left half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.cli import main
+from trebi_gym.datasets import load
+
+ROOT = Path(__file__).parent.parent
+DATASET = "SafePendulum-medium-replay-v0"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TREBI_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def agent_file(tmp_path_factory, tiny_agent):
+    return tiny_agent.save(tmp_path_factory.mktemp("agent") / "agent.zip")
+
+
+def error_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_generate_writes_a_data_set_that_its_name_loads(tmp_path, capsys):
+    main(
+        [
+            "generate",
+            "--dataset",
+            "SafePendulum-v0",
+            "--datatype",
+            "random",
+            "--total_step",
+            "400",
+            "--seed",
+            "3",
+        ]
+    )
+    assert files(tmp_path) == ["data/SafePendulum-random-v0.hdf5"]
+    dataset = load("SafePendulum-random-v0")
+    assert dataset.n_steps == 400
+    assert dataset.metadata["seed"] == 3
+    assert "400 steps" in capsys.readouterr().out
+
+
+def test_generate_does_not_overwrite_unless_told_to(tmp_path, capsys):
+    target = tmp_path / "x.hdf5"
+    target.write_text("mine")
+    arguments = ["generate", "--dataset", "SafePendulum-v0", "--datatype", "random", "--total-step", "200"]
+    assert "exists already; pass --overwrite" in error_of(capsys, *arguments, "--output", target)
+    assert target.read_text() == "mine"
+    main([*arguments, "--output", str(target), "--overwrite"])
+    assert load(target).n_steps == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "Nope-v0"), "there is no environment 'Nope-v0'"),
+        (("--dataset", "no_such_module:Nope-v0"), "there is no environment 'no_such_module:Nope-v0'"),
+        (("--dataset", "SafePendulum-v0", "--datatype", "weird"), "datatype must be one of random"),
+        (("--dataset", "SafePendulum-v0", "--total-step", "0"), "must be at least 1; got 0"),
+        (("--dataset", "Pendulum-v1", "--datatype", "random", "--total-step", "9"), 'no "cost"'),
+    ],
+)
+def test_generate_says_what_is_wrong_and_leaves_no_file(arguments, message, tmp_path, capsys):
+    assert message in error_of(capsys, "generate", *arguments)
+    assert files(tmp_path) == []
+
+
+def test_learn_evaluate_record_and_info_work_one_after_the_other(tmp_path, capsys):
+    main(
+        ["learn", "--dataset", DATASET, "--output", "mine", "--total-steps", "30", "--checkpoint-every", "7"]
+    )
+    assert files(tmp_path) == ["mine.zip"]  # the copy to resume from is gone
+    main(
+        [
+            "evaluate",
+            "mine.zip",
+            "--budgets",
+            "5",
+            "9",
+            "--episodes",
+            "1",
+            "--change",
+            "20:3",
+            "--output",
+            "out",
+        ]
+    )
+    assert files(tmp_path / "out") == ["evaluation.csv", "evaluation.json", "evaluation.png"]
+    document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [item["budget"] for item in document["summaries"]] == [5.0, 9.0]
+    assert document["metadata"]["schedule"] == [{"step": 20, "remaining": 3.0, "factor": None}]
+    capsys.readouterr()
+    main(["info", "mine.zip"])
+    assert DATASET in capsys.readouterr().out
+    main(["info", DATASET])
+    assert "maximum budget 60" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("learn", "--dataset", "nothing", "--output", "a.zip"), "no data set 'nothing'"),
+        (
+            ("learn", "--dataset", DATASET, "--output", "a.zip", "--config", "fats"),
+            "there is no preset 'fats'",
+        ),
+        (
+            ("learn", "--dataset", DATASET, "--output", "a.zip", "--total-steps", "2"),
+            "total_steps must be at least 3",
+        ),
+        (("learn", "--dataset", DATASET, "--output", "a.zip", "--resume"), "nothing to resume"),
+        (
+            ("learn", "--dataset", DATASET, "--output", "a.zip", "--device", "warp"),
+            "there is no device 'warp'",
+        ),
+        (("learn", "--dataset", DATASET, "--output", "a.zip", "--seed", "-1"), "seed must be a whole number"),
+        (("evaluate", "none.zip"), "there is no saved agent at none.zip"),
+        (("record", "none.zip", "--budget", "3"), "there is no saved agent at none.zip"),
+        (("info", "none.zip"), "there is no saved agent at none.zip"),
+        (("info", "none"), "no data set 'none'; looked for"),
+    ],
+)
+def test_commands_say_what_is_wrong_and_leave_no_file(arguments, message, tmp_path, capsys):
+    assert message in error_of(capsys, *arguments)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "--budgets", "-3"), "budget must be at least 0"),
+        (("evaluate", "--budgets", "nan"), "NaN"),
+        (("evaluate", "--episodes", "0"), "episodes must be a whole number of at least 1"),
+        (("evaluate", "--change", "soon"), "a change is written STEP:REMAINING"),
+        (("evaluate", "--change", "5:-1"), "must be at least 0"),
+        (("record", "--budget", "3", "--output", "film.avi"), "a video is saved as .mp4"),
+        (("record", "--budget", "-3"), "must be at least 0"),
+    ],
+)
+def test_bad_budgets_and_endings_are_refused(arguments, message, tmp_path, capsys, agent_file):
+    assert message in error_of(capsys, arguments[0], agent_file, *arguments[1:])
+    assert files(tmp_path) == []
+
+
+def test_an_interrupted_learn_leaves_no_agent_and_resuming_gives_the_same_file(tmp_path):
+    arguments = ["--dataset", DATASET, "--total-steps", "900", "--checkpoint-every", "20", "--seed", "4"]
+    command = [sys.executable, "-c", "from trebi_gym.cli import main; main()", "learn", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--output", "cut.zip"], env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "cut.partial.zip").is_file() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "cut.zip").exists()
+    quiet = {"env": environment, "stderr": subprocess.DEVNULL, "check": True}
+    subprocess.run([*command, "--output", "cut.zip", "--resume"], **quiet)
+    subprocess.run([*command, "--output", "whole.zip"], **quiet)
+    assert (tmp_path / "cut.zip").read_bytes() == (tmp_path / "whole.zip").read_bytes()
+    assert not (tmp_path / "cut.partial.zip").exists()
+
+
+def script(name, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_three_stages_fill_one_folder_that_planning_finds(tmp_path):
+    which = ["--dataset", DATASET, "--config", "config.fast"]
+    early = script("plan_cost_guided.py", *which)
+    assert early.returncode == 2
+    for name in ("train.py", "train_values.py", "train_cost_values.py"):
+        assert f"scripts/{name}" in early.stderr
+    for name in ("train.py", "train_values.py", "train_cost_values.py"):
+        done = script(name, *which, "--total_steps", "10")
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "logs" / DATASET / "fast"
+    assert set(TREBIAgent.load(folder).models) == {"diffusion", "reward_critic", "cost_critic"}
+    planned = script("plan_cost_guided.py", *which, "--ratio_of_maxthreshold", "0.2", "--episodes", "1")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads((folder / "plan-0.2.json").read_text())["episodes"][0]["budget"] == 12.0
+    drawn = script(
+        "plan_cost_guided.py", *which, "--random_budget", "1", "--control_interval", "2", "--episodes", "2"
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    episodes = json.loads((folder / "plan-random-interval-2.json").read_text())["episodes"]
+    assert len({episode["budget"] for episode in episodes}) == 2
+    assert all(6.0 <= episode["budget"] <= 60.0 for episode in episodes)
+
+
+def test_the_demo_writes_everything_that_it_promises(tmp_path, capsys):
+    main(["demo", "--output", "demo", "--episodes", "1", "--total-steps", "12"])
+    made = {name for name in files(tmp_path / "demo") if not name.startswith("log/")}
+    kinds = {f"{stem}{ending}" for stem in ("evaluation", "drop") for ending in (".json", ".csv")}
+    assert made == {"agent.zip", "budgets.png", "drop.mp4"} | kinds
+    assert "To try next" in capsys.readouterr().out
