@@ -35,14 +35,14 @@ class NativeHDF5:
     """The format that ``save`` writes."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether ``path`` is an HDF5 file with flat step arrays."""
+        """Whether ``path`` is an HDF5 file with flat step arrays, or one that is cut short, which ``read`` then says."""
         if not path.is_file() or not h5py.is_hdf5(path):
             return False
         try:
             with h5py.File(path, "r") as file:
                 return METADATA in file.attrs or any(key in file for key in KEYS)
         except HDF5_ERRORS:
-            return False
+            return True
 
     def read(self, path: Path, cost: CostFunction | None) -> EpisodeDataset:
         """Read and validate.
