@@ -24,7 +24,7 @@ from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
-from trebi_gym.datasets.recipes import RECIPES
+from trebi_gym.datasets.recipes import RECIPES, maximum_budget
 from trebi_gym.errors import NotLearnedError
 
 Array = npt.NDArray[Any]
@@ -142,6 +142,7 @@ class TREBIAgent:
             "env_id": episodes.metadata.get("env_id"),
             "episodes": len(episodes),
             "steps": episodes.n_steps,
+            "maximum_budget": maximum_budget(episodes).value,
         }
         self._planner = None
         if resume_from is None:

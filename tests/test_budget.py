@@ -126,3 +126,13 @@ def test_a_cost_that_is_no_finite_number_is_refused(cost):
 def test_a_budget_error_is_a_value_error_and_one_of_ours():
     assert issubclass(BudgetError, ValueError)
     assert issubclass(BudgetError, TrebiError)
+
+
+def test_a_number_too_large_for_a_float_is_refused_with_the_remedy():
+    with pytest.raises(BudgetError, match="too large for a floating-point number; use inf"):
+        Budget(10**400)
+
+
+def test_endless_spending_is_refused():
+    with pytest.raises(BudgetError, match="spent must be finite"):
+        Budget(math.inf, spent=math.inf)

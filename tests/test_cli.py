@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.cli import main
 from trebi_gym.datasets import load
+from trebi_gym.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DATASET = "SafePendulum-medium-replay-v0"
@@ -223,3 +225,92 @@ def test_the_demo_writes_everything_that_it_promises(tmp_path, capsys):
     kinds = {f"{stem}{ending}" for stem in ("evaluation", "drop") for ending in (".json", ".csv")}
     assert made == {"agent.zip", "budgets.png", "drop.mp4"} | kinds
     assert "To try next" in capsys.readouterr().out
+
+
+CAR = """
+import gymnasium as gym
+from trebi_gym import CostWrapper
+
+def speed_cost(observation, action, next_observation, info):
+    return abs(next_observation[..., 1])
+
+gym.register(
+    "SafeCar-v0",
+    entry_point=lambda **kwargs: CostWrapper(gym.make("MountainCarContinuous-v0", **kwargs), speed_cost),
+    max_episode_steps=40,
+)
+"""
+
+
+def test_a_task_in_a_module_of_the_present_folder_goes_through_all_commands(tmp_path):
+    (tmp_path / "my_tasks.py").write_text(CAR)
+
+    def trebi(*arguments):
+        # without the present folder on the path, as for the installed command
+        command = [sys.executable, "-P", "-c", "from trebi_gym.cli import main; main()", *arguments]
+        return subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+
+    task = "my_tasks:SafeCar-v0"
+    made = trebi(
+        "generate", "--dataset", task, "--datatype", "random", "--total-step", "90", "--output", "car.hdf5"
+    )
+    assert made.returncode == 0, made.stderr
+    learned = trebi("learn", "--dataset", "car.hdf5", "--output", "car.zip", "--total-steps", "6")
+    assert learned.returncode == 0, learned.stderr
+    judged = trebi("evaluate", "car.zip", "--env", task, "--ratios", "0.5", "--episodes", "1")
+    assert judged.returncode == 0, judged.stderr
+    budget = float(judged.stdout.splitlines()[2].split()[0])
+    assert budget == pytest.approx(0.5 * np.quantile(load("car.hdf5").episode_costs, 0.9), rel=1e-3)
+
+
+def test_a_command_that_is_told_to_end_removes_what_it_had_not_finished(tmp_path):
+    code = (
+        "import os, signal, time\n"
+        "from trebi_gym.files import replacing\n"
+        "from trebi_gym.terminal import run\n"
+        "def slow():\n"
+        "    with replacing('late.json') as path:\n"
+        "        path.write_text('half')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "run(slow)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 128 + signal.SIGTERM
+    assert files(tmp_path) == []
+
+
+def test_an_interrupted_run_is_not_begun_anew_by_accident(tmp_path, capsys):
+    (tmp_path / "agent.partial.zip").write_text("the only copy of hours of work")
+    learn = ["learn", "--dataset", DATASET, "--output", "agent.zip", "--total-steps", "6"]
+    assert "pass --resume to go on with it, or delete it" in error_of(capsys, *learn)
+    assert files(tmp_path) == ["agent.partial.zip"]
+    main([*learn, "--overwrite"])
+    assert files(tmp_path) == ["agent.zip"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--dataset", "SafePendulum-v0", "--output", "taken/data.hdf5"],
+        ["learn", "--dataset", DATASET, "--output", "taken/agent.zip"],
+        ["demo", "--output", "taken"],
+        ["bench", "--output", "taken/bench.json"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_out_before_the_work(arguments, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    assert "cannot be written: " in error_of(capsys, *arguments)
+    assert files(tmp_path) == ["taken"]
+
+
+def test_an_agents_file_does_not_choose_a_module_to_import(tiny_agent):
+    from trebi_gym.terminal import resolve_env
+
+    class Strange:
+        learned_from = {"env_id": "os_like_payload:Task-v0"}  # noqa: RUF012
+
+    with pytest.raises(ConfigError, match="pass --env os_like_payload:Task-v0"):
+        resolve_env(Strange())
+    assert resolve_env(tiny_agent) == "SafePendulum-v0"

@@ -244,3 +244,22 @@ def test_a_learned_agent_is_evaluated_the_same_way_twice(tiny_agent):
     first = evaluate()
     assert first.records == evaluate().records
     assert [r.length for r in first.records] == [6] * 6
+
+
+def test_negative_seeds_no_environments_and_no_list_of_budgets_are_refused_before_anything_runs():
+    agent = Scripted()
+    with pytest.raises(TrebiError, match="seeds must be at least 0; got -1"):
+        evaluate_budgets(agent, "Ledger-v0", budgets=[9.0], seed=-1)
+    with pytest.raises(TrebiError, match="n_envs must be at least 1; got -2"):
+        evaluate_budgets(agent, "Ledger-v0", budgets=[9.0], n_envs=-2)
+    with pytest.raises(BudgetError, match="give a list of at least one budget; got 9"):
+        evaluate_budgets(agent, "Ledger-v0", budgets=9.0)
+    with pytest.raises(TrebiError, match="no episode to run"):
+        evaluate_episodes(agent, "Ledger-v0", budgets=[], seeds=[])
+    assert agent.calls == []
+
+
+def test_budgets_may_be_numbers_of_any_kind():
+    result = evaluate_budgets(Scripted(), "Ledger-v0", budgets=[np.array(9.0), 9, np.float32(9)], episodes=1)
+    assert result.budgets == [9.0]
+    assert len(result.records) == 1

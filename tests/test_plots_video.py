@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -168,3 +170,11 @@ def test_the_picture_itself_is_kept_above_the_bar():
     drawn = draw_budget(frame, 1.0, 2.0, cost=0.0, step=1)
     np.testing.assert_array_equal(drawn[:51], frame)
     assert drawn.shape == (52 + PANEL, 200, 3)
+
+
+def test_importing_the_plots_leaves_the_users_choice_of_a_matplotlib_backend_alone():
+    code = (
+        "import matplotlib; before = matplotlib.rcParams._get('backend'); import trebi_gym.plots; "
+        "assert matplotlib.rcParams._get('backend') is before"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ import gymnasium as gym
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.datasets import load, resolve
-from trebi_gym.datasets.recipes import RECIPES, maximum_budget
+from trebi_gym.datasets.recipes import maximum_budget
 from trebi_gym.errors import ConfigError, TrebiError
 from trebi_gym.files import check_writable
 from trebi_gym.rollout import BudgetChange
@@ -154,11 +154,16 @@ def resolve_env(agent: Any) -> str:
     """Return the id of the environment that the agent's data came from.
 
     Raises:
-        ConfigError: the data did not say.
+        ConfigError: the data did not say, or named a module, which only the user may have imported.
     """
     found = agent.learned_from.get("env_id")
     if not found:
         raise ConfigError("the agent's data name no environment; pass --env ID")
+    # making "module:id" imports the module: a stranger's file must not choose what code runs
+    if ":" in str(found):
+        raise ConfigError(
+            f"the agent's file names the environment {found!r}, a module of yours to import; pass --env {found}"
+        )
     return str(found)
 
 
@@ -170,12 +175,9 @@ def resolve_maximum(agent: Any, maximum: float | None) -> float:
     """
     if maximum is not None:
         return maximum
-    name = str(agent.learned_from.get("name"))
-    if name in RECIPES:
-        return RECIPES[name].maximum_budget
-    try:
-        return maximum_budget(load(name)).value
-    except TrebiError as error:
+    found = agent.learned_from.get("maximum_budget")
+    if found is None:
         raise ConfigError(
-            f"no maximum budget is known for {name!r}; pass --maximum, or --budgets instead of --ratios"
-        ) from error
+            "the agent's file names no maximum budget; pass --maximum, or budgets instead of ratios"
+        )
+    return float(found)

@@ -75,7 +75,11 @@ class NativeHDF5:
             raise DatasetError(f"{path}: {error}") from error
 
     def write(self, dataset: EpisodeDataset, path: Path) -> None:
-        """Write compressed, to a temporary name that is then moved into place."""
+        """Write compressed, to a temporary name that is then moved into place.
+
+        Raises:
+            DatasetError: the metadata are not plain JSON.
+        """
         rows = dataset.observation_rows
         ends = dataset.starts + dataset.lengths - 1
         terminals = np.zeros(dataset.n_steps, dtype=np.bool_)
@@ -92,10 +96,14 @@ class NativeHDF5:
             "terminals": terminals,
             "timeouts": timeouts,
         }
+        try:
+            metadata = json.dumps(dict(dataset.metadata), sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"the metadata of a data set must be plain JSON: {error}") from error
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             for key, array in arrays.items():
                 file.create_dataset(key, data=array, compression="gzip", compression_opts=9, shuffle=True)
-            file.attrs[METADATA] = json.dumps(dict(dataset.metadata), sort_keys=True)
+            file.attrs[METADATA] = metadata
 
 
 def _array(stored: h5py.Dataset, path: Path) -> Array:

@@ -15,7 +15,7 @@ from toy_envs import register_toy_envs
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.models import PARTS
-from trebi_gym.errors import CheckpointError, NotLearnedError, TrebiError
+from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
 
 register_toy_envs()
 OBSERVATIONS = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 1.0, -2.0]])
@@ -281,3 +281,33 @@ def test_an_environment_of_other_sizes_is_refused_and_one_that_fits_is_kept(save
         assert TREBIAgent.load(saved, env=env).get_env() is env
     with gym.make("SafeReacher-v0") as env, pytest.raises(CheckpointError, match="have shapes"):
         TREBIAgent.load(saved, env=env)
+
+
+def test_a_member_whose_compression_is_damaged_is_refused(saved):
+    members = parts_of(saved)
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    damaged = bytearray(saved.read_bytes())
+    for place in range(200, 4000):
+        damaged[place] ^= 0x5A
+    saved.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="not a readable saved agent"):
+        TREBIAgent.load(saved)
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    def change(tensors):
+        name = next(name for name in tensors if name.startswith("model.cost_critic"))
+        tensors[name] = torch.full_like(tensors[name], float("nan"))
+
+    rewrite(saved, tensors=change)
+    with pytest.raises(CheckpointError, match="the weights of cost_critic are not all finite"):
+        TREBIAgent.load(saved)
+
+
+@pytest.mark.parametrize("parts", [["difusion"], "diffusion"])
+def test_parts_that_are_none_are_not_saved(tiny_agent, tmp_path, parts):
+    with pytest.raises(ConfigError, match=r"parts must be a list of diffusion, .*; got "):
+        tiny_agent.save(tmp_path / "agent", parts=parts)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from trebi_gym.agents import (
@@ -130,6 +131,13 @@ def test_a_preset_is_found_by_its_name_and_by_the_originals_way_of_writing_it():
             {"early_ends": 0.5, "cost_critic": NetworkConfig("mlp")},
             "early_ends is 0.5, so the critics need the option steps_left; .*cost_critic lack it",
         ),
+        ({"horizon": 8.5}, "horizon must be of type int; got 8.5"),
+        ({"horizon": "8"}, "horizon must be of type int; got '8'"),
+        ({"planner": 3}, "planner must be a PlannerConfig; got 3"),
+        ({"planner": {"candidates": 2.5}}, "candidates must be of type int; got 2.5"),
+        ({"planner": {"control_interval": True}}, "control_interval must be of type int; got True"),
+        ({"planner": {"margin": "a"}}, "margin must be of type float; got 'a'"),
+        ({"planner": {"cost_weight": float("inf")}}, "cost_weight must be finite; got inf"),
         ({"horizons": 3}, "no field horizons; it has .*horizon"),
     ],
 )
@@ -192,3 +200,9 @@ def test_options_that_a_network_does_not_take_are_refused_when_learning(shipped_
     config = tiny_config.replace(cost_critic=NetworkConfig("mlp", {"wide": 3}))
     with pytest.raises(ConfigError, match=r"'mlp' for cost_critic cannot be built: .*takes no wide"):
         TREBIAgent(config=config, device="cpu", seed=0).learn_cost_critic(shipped_dataset, progress_bar=False)
+
+
+def test_numpys_whole_numbers_become_pythons():
+    config = TREBIConfig().replace(planner={"candidates": np.int64(7)})
+    assert type(config.planner.candidates) is int
+    assert TREBIConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -365,3 +365,13 @@ def test_a_state_of_another_network_is_refused():
         make_fit().restore(state)
     with pytest.raises(CheckpointError, match="does not fit"):
         make_fit().restore({})
+
+
+def test_resuming_with_another_number_of_steps_is_refused(shipped_dataset, tiny_config, tmp_path):
+    path = (
+        make_agent(tiny_config)
+        .learn(shipped_dataset, total_steps=60, callback=stop_at(10), progress_bar=False)
+        .save(tmp_path / "run")
+    )
+    with pytest.raises(ConfigError, match="begun with 60 steps, not 80; leave total_steps away"):
+        make_agent(tiny_config).learn(shipped_dataset, total_steps=80, resume_from=path, progress_bar=False)

@@ -180,3 +180,17 @@ def test_what_was_recorded_can_be_saved_and_loaded(tmp_path):
     save(dataset, tmp_path / "a.hdf5")
     assert_equal(load(tmp_path / "a.hdf5"), dataset)
     assert dict(load(tmp_path / "a.hdf5").metadata) == dict(dataset.metadata)
+
+
+def test_the_recorder_refuses_a_cost_that_is_no_number_at_the_step_where_it_comes():
+    class Priceless(gym.Wrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, {**info, "cost": None}
+
+    recorder = StepRecorder(Priceless(gym.make("Ledger-v0")))
+    recorder.reset(seed=0)
+    with pytest.raises(
+        EnvironmentContractError, match=r'info\["cost"\] must give one number a step; got None'
+    ):
+        recorder.step(np.zeros(1, np.float32))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trebi_gym.costs import pendulum_cost
-from trebi_gym.datasets import EpisodeDataset, load, resolve, save
+from trebi_gym.datasets import Episode, EpisodeDataset, load, resolve, save
 from trebi_gym.datasets.sources.native_hdf5 import KEYS
 from trebi_gym.errors import DatasetError
 
@@ -260,3 +260,58 @@ def test_a_file_is_written_as_the_umask_allows_and_its_folder_is_made(tmp_path):
     other = tmp_path / "other"
     other.write_text("")
     assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_a_link_that_points_to_itself_is_refused(file):
+    def change(raw):
+        del raw["costs"]
+        raw["costs"] = h5py.SoftLink("/costs")
+
+    rewrite(file, change)
+    with pytest.raises(DatasetError, match="cannot be read as HDF5"):
+        load(file)
+
+
+def test_an_array_that_claims_more_than_the_file_can_hold_is_refused_before_memory_is_taken(file):
+    def change(raw):
+        del raw["costs"]
+        raw.create_dataset("costs", (10**10,), "f8", chunks=(1000,))
+
+    rewrite(file, change)
+    with pytest.raises(DatasetError, match=r"/costs claims \(10000000000,\) numbers but stores 0 bytes"):
+        load(file)
+
+
+def test_a_file_with_damaged_bytes_is_read_or_refused_but_never_fails_otherwise(file):
+    whole = file.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in generator.integers(len(whole), size=20):
+            damaged[place] = int(generator.integers(256))
+        file.write_bytes(damaged)
+        try:
+            load(file)
+        except DatasetError:
+            refused += 1
+    assert refused > 0
+
+
+def test_complex_numbers_are_refused(file):
+    rewrite(file, replace("costs", lambda x: x.astype(complex)))
+    with pytest.raises(DatasetError, match="costs must hold numbers; found complex"):
+        load(file)
+
+
+def test_metadata_that_json_cannot_hold_are_refused_and_leave_no_file(tmp_path):
+    episode = Episode(np.zeros((3, 2)), np.zeros((2, 1)), np.zeros(2), np.zeros(2), False, True)
+    dataset = EpisodeDataset.from_episodes([episode], {"speed": np.float32(1)})
+    with pytest.raises(DatasetError, match="must be plain JSON"):
+        save(dataset, tmp_path / "mine.hdf5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_something_that_is_neither_a_name_nor_a_file_is_refused():
+    with pytest.raises(DatasetError, match="given by its name or file; got 3"):
+        load(3)

@@ -222,3 +222,18 @@ def test_splitting_then_joining_gives_every_number_back(lengths, data):
         np.testing.assert_array_equal(getattr(again, key), steps[key])
     np.testing.assert_array_equal(again.terminated, steps["terminals"][ends])
     np.testing.assert_array_equal(again.truncated, steps["timeouts"][ends])
+
+
+def test_episodes_whose_errors_cancel_in_the_sum_are_refused_too():
+    def episode(actions):
+        return Episode(np.zeros((6, 2)), np.zeros((actions, 1)), np.zeros(5), np.zeros(5), False, True)
+
+    with pytest.raises(DatasetError, match=r"episode 0 has 5 rewards .* found 6, 4 and 5"):
+        EpisodeDataset.from_episodes([episode(4), episode(6)])
+
+
+@pytest.mark.parametrize("length", ["long", -4, 0, 1.5])
+def test_a_time_limit_in_the_metadata_that_is_none_is_refused(length):
+    episode = Episode(np.zeros((6, 2)), np.zeros((5, 1)), np.zeros(5), np.zeros(5), False, True)
+    with pytest.raises(DatasetError, match="episode_length in the metadata must be a number of steps"):
+        EpisodeDataset.from_episodes([episode], {"episode_length": length})
