@@ -249,6 +249,10 @@ class TREBIConfig:
             f"the U-Net halves the horizon {halvings} times, so it must divide by {2**halvings}; got {self.horizon}",
         )
 
+    def training_of(self, part: str) -> TrainingConfig:
+        """Return how a model is optimised: the denoiser, which is the part ``diffusion``, or a critic."""
+        return self.denoiser_training if part == "diffusion" else self.critic_training
+
     def replace(self, **changes: Any) -> TREBIConfig:
         """Return a copy with these fields changed; ``planner`` and the training parts also take a dict of changes.
 

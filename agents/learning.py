@@ -52,7 +52,7 @@ def run_parts(
     if log_interval < 1:
         raise ConfigError(f"log_interval must be at least 1; got {log_interval}")
     assert agent.task is not None
-    configs = {part: _training(agent, part) for part in parts}
+    configs = {part: agent.config.training_of(part) for part in parts}
     steps = agent.run.steps if agent.run else _share(configs, total_steps)
     if agent.run and total_steps is not None and steps != _share(configs, total_steps):
         raise ConfigError(
@@ -128,10 +128,6 @@ def _log(agent: TREBIAgent, part: str, metrics: FitMetrics, speed: float) -> Non
     agent.logger.record(f"{part}/step", metrics.step)
     agent.logger.record("time/steps_per_second", speed)
     agent.logger.dump(agent.num_timesteps)
-
-
-def _training(agent: TREBIAgent, part: str) -> TrainingConfig:
-    return agent.config.denoiser_training if part == "diffusion" else agent.config.critic_training
 
 
 def _share(configs: dict[str, TrainingConfig], total_steps: int | None) -> dict[str, int]:

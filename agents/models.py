@@ -130,7 +130,7 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
 def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> Loss:
     """Return the loss of one of the ``PARTS``: it draws a batch of windows, noise levels and noise."""
     schedule = NoiseSchedule.cosine(config.diffusion_steps).to(windows.device)
-    batch_size = (config.denoiser_training if part == "diffusion" else config.critic_training).batch_size
+    batch_size = config.training_of(part).batch_size
     size = task.action_size + task.observation_size
     weights = loss_weights(config.horizon, task.action_size, size, config.first_action_weight).to(
         windows.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -76,16 +77,7 @@ def _version(package: str) -> str:
 
 def with_metadata(dataset: EpisodeDataset, extra: dict[str, Any]) -> EpisodeDataset:
     """Return the same episodes with more metadata."""
-    return EpisodeDataset(
-        dataset.observations,
-        dataset.actions,
-        dataset.rewards,
-        dataset.costs,
-        dataset.lengths,
-        dataset.terminated,
-        dataset.truncated,
-        {**dataset.metadata, **extra},
-    )
+    return dataclasses.replace(dataset, metadata={**dataset.metadata, **extra})
 
 
 def with_statistics(dataset: EpisodeDataset) -> EpisodeDataset:

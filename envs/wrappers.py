@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import numbers
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -11,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from trebi_gym.budget import Budget, check_budget
+from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.costs import CostFunction, finite_cost, resolve_cost
 from trebi_gym.errors import ConfigError, EnvironmentContractError
 
@@ -164,7 +163,7 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         info = {**info, "budget": self._budget.remaining}
         if terminated or truncated:
             info["episode_cost"] = self._episode_cost
-            info["budget_kept"] = _is_kept(self._budget)
+            info["budget_kept"] = self._budget.kept
         return self._observed(observation), reward, terminated, truncated, info
 
     def _observed(self, observation: Any) -> Any:
@@ -190,17 +189,10 @@ def _importable_name(cost: CostFunction | str) -> CostFunction | str:
     return f"{module}:{name}" if found is cost else cost
 
 
-def _is_kept(budget: Budget) -> bool:
-    """Return whether no more was spent than the total, up to the rounding of a long sum."""
-    scale = max(1.0, abs(budget.total), abs(budget.spent))
-    return budget.spent <= budget.total + 1e-9 * scale
-
-
-def _check_episode_length(episode_length: object) -> None:
+def _check_episode_length(episode_length: int | None) -> None:
     if episode_length is None:
         return
-    whole = isinstance(episode_length, numbers.Integral) and not isinstance(episode_length, bool)
-    if not whole or episode_length < 1:  # type: ignore[operator]
+    if not is_whole(episode_length) or episode_length < 1:
         raise ConfigError(
             f"episode_length must be a whole number of steps, at least 1; got {episode_length!r}"
         )

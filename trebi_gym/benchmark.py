@@ -69,12 +69,11 @@ def benchmark(
             timings.append(_time(decide, "decision", preset, count, seconds))
         windows = make_windows(dataset, agent.config, agent.task, agent.device)
         for part in PARTS:
-            config = agent.config.denoiser_training if part == "diffusion" else agent.config.critic_training
             generator = torch.Generator(device=agent.device).manual_seed(0)
             fit = Fit(
                 make_model(part, agent.config, agent.task, 0).to(agent.device),
                 make_loss(part, agent.config, agent.task, windows),
-                dataclasses.replace(config, steps=10**9),
+                dataclasses.replace(agent.config.training_of(part), steps=10**9),
                 generator,
             )
             step = _synchronised(agent, partial(next, fit.run()))

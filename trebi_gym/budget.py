@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 from trebi_gym.errors import BudgetError
 
+ROUNDING = 1e-9
+"""A budget counts as kept up to this share of what was spent: sums of floats are not exact."""
+
 
 def check_budget(value: object, *, name: str = "budget") -> float:
     """Return ``value`` as a float if it can serve as a budget.
@@ -91,6 +94,11 @@ class Budget:
     def remaining(self) -> float:
         """What the rest of the episode may cost, in units of the present step; negative once overspent."""
         return (self.total - self.spent) / self.discount**self.step
+
+    @property
+    def kept(self) -> bool:
+        """Whether no more was spent than the total, up to the rounding of a long sum."""
+        return self.spent <= self.total + ROUNDING * max(1.0, abs(self.spent))
 
     def charge(self, cost: float) -> Budget:
         """Return the budget after one more step that cost ``cost``.

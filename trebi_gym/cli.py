@@ -12,8 +12,6 @@ from tqdm import tqdm
 from trebi_gym.errors import ConfigError, DatasetError
 from trebi_gym.files import check_writable
 from trebi_gym.terminal import (
-    describe_agent,
-    describe_dataset,
     learn_with_checkpoints,
     parse_change,
     partial_file,
@@ -227,6 +225,8 @@ def info(what: Positional[str]) -> None:
     Args:
         what: a data set's name or file, or an agent's file or folder.
     """
+    from trebi_gym.describe import describe_agent, describe_dataset
+
     path = Path(what)
     if path.suffix == ".zip" or path.is_dir():
         print(describe_agent(path))

@@ -15,9 +15,6 @@ from trebi_gym.errors import BudgetError, TrebiError
 from trebi_gym.records import EpisodeRecord, Evaluation
 from trebi_gym.rollout import BudgetChange, Policy, make_envs, rollout
 
-ROUNDING = 1e-9
-"""A budget counts as kept up to this share of it: sums of floats are not exact."""
-
 
 def evaluate_budgets(
     agent: Policy,
@@ -149,7 +146,6 @@ def _record(
 ) -> EpisodeRecord:
     # in units of step 0, where nothing is divided by a small power of the discount
     left = after.total - after.spent
-    kept = left >= -ROUNDING * max(1.0, abs(after.spent))
     return EpisodeRecord(
         budget=float(budget),
         seed=seed,
@@ -157,7 +153,7 @@ def _record(
         cost=after.spent,
         length=after.step,
         remaining=left,
-        kept=bool(kept),
+        kept=after.kept,
         changed_budget=None if change is None else change[0],
         cost_after_change=None
         if change is None

@@ -89,10 +89,7 @@ def record_video(
     finally:
         envs.close()
     write_mp4(frames, target, rate)
-    spent = after.spent
-    return Recording(
-        target, len(frames), episode_return, spent, float(budget), after.remaining >= -1e-9 * max(1.0, spent)
-    )
+    return Recording(target, len(frames), episode_return, after.spent, float(budget), after.kept)
 
 
 def draw_budget(frame: Frame, remaining: float, largest: float, *, cost: float, step: int) -> Frame:

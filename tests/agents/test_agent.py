@@ -15,7 +15,6 @@ from trebi_gym import BudgetWrapper
 from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.units import remaining_rule
 from trebi_gym.budget import Budget
-from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import (
     BudgetError,
     ConfigError,
@@ -255,15 +254,7 @@ def test_the_constant_rule_uses_the_published_factor_the_configured_one_or_the_d
     configured = learned(tiny_config.replace(planner={"budget_factor": 0.5}), shipped_dataset)
     assert threshold(configured, ONE, 60.0) == pytest.approx(30.0, rel=1e-5)
     part = shipped_dataset.select(range(20))
-    unnamed = EpisodeDataset(
-        part.observations,
-        part.actions,
-        part.rewards,
-        part.costs,
-        part.lengths,
-        part.terminated,
-        part.truncated,
-    )
+    unnamed = dataclasses.replace(part, metadata={})
     discounted = (part.costs.reshape(20, 200).astype(float) * DISCOUNT ** np.arange(200)).sum()
     expected = 60.0 * discounted / part.costs.sum(dtype=float)
     assert threshold(learned(tiny_config, unnamed), ONE, 60.0) == pytest.approx(expected, rel=1e-4)
@@ -355,15 +346,7 @@ def test_without_an_environment_the_spaces_are_those_that_the_data_set_names(tin
 
 def test_data_of_an_unknown_environment_bound_the_actions_by_their_own(shipped_dataset, tiny_config):
     part = shipped_dataset.select(range(3))
-    unnamed = EpisodeDataset(
-        part.observations,
-        part.actions,
-        part.rewards,
-        part.costs,
-        part.lengths,
-        part.terminated,
-        part.truncated,
-    )
+    unnamed = dataclasses.replace(part, metadata={})
     agent = TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(unnamed, 3, progress_bar=False)
     assert agent.action_space.low.tolist() == part.actions.min(axis=0).tolist()
     assert agent.action_space.high.tolist() == part.actions.max(axis=0).tolist()

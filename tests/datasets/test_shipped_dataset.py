@@ -1,5 +1,7 @@
 """The data set that ships: what it promises, and that its numbers are those of the environment."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -90,15 +92,7 @@ def test_its_budgets_are_the_published_ones(shipped_dataset):
 
 def test_data_without_a_published_budget_get_one_from_their_own_costs(shipped_dataset):
     part = shipped_dataset.select(range(20))
-    unnamed = type(part)(
-        part.observations,
-        part.actions,
-        part.rewards,
-        part.costs,
-        part.lengths,
-        part.terminated,
-        part.truncated,
-    )
+    unnamed = dataclasses.replace(part, metadata={})
     found = maximum_budget(unnamed)
     assert found.value == pytest.approx(np.quantile(part.episode_costs, 0.9))
     assert "quantile" in found.rule
