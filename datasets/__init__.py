@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trebi_gym.costs import CostFunction
+from trebi_gym.budget import is_whole
+from trebi_gym.costs import CostFunction, resolve_cost
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
 from trebi_gym.datasets.normalizers import AffineNormalizer
-from trebi_gym.datasets.recipes import RECIPES, data_folders
-from trebi_gym.datasets.sources import SOURCES
+from trebi_gym.datasets.recipes import RECIPES, how_to_get, places, recipe_for_file
+from trebi_gym.datasets.sources import SOURCES, Reading
 from trebi_gym.datasets.windows import TrajectoryWindows, Window
 from trebi_gym.errors import DatasetError
 
@@ -25,56 +26,66 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str | os.PathLike[str], *, cost: CostFunction | None = None) -> EpisodeDataset:
-    """Read a data set by its name or from a file, and validate it once.
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    cost: CostFunction | str | None = None,
+    name: str | None = None,
+    episode_length: int | None = None,
+) -> EpisodeDataset:
+    """Read a data set by its name or from a file or folder, and validate it once.
 
     Args:
-        name_or_path: a file, or a name such as ``SafePendulum-medium-replay-v0``.
-        cost: a cost function that takes the place of the stored costs.
+        name_or_path: a file or folder, or a name such as ``SafePendulum-medium-replay-v0``.
+        cost: a cost function, or its ``"module:name"``, that takes the place of the stored costs.
+        name: the known name of what the file holds, such as ``hopper-medium-v2``, where its own does not say so.
+        episode_length: the task's time limit in steps, where neither the file nor the name tells it.
 
     Raises:
         DatasetError: nothing is found there, or what is found is not a usable data set; the message says what is wrong.
+        EnvironmentContractError: no such cost function.
     """
+    if name is not None and name not in RECIPES:
+        raise DatasetError(f"name must be one of the known data sets {', '.join(RECIPES)}; got {name!r}")
+    if episode_length is not None and not (is_whole(episode_length) and episode_length >= 1):
+        raise DatasetError(f"episode_length must be a number of steps, at least 1; got {episode_length!r}")
     path = resolve(name_or_path)
+    reading = Reading(
+        cost=None if cost is None else resolve_cost(cost),
+        episode_length=episode_length,
+        recipe=RECIPES[name] if name is not None else recipe_for_file(path),
+    )
     for source in SOURCES.values():
         if source.recognises(path):
-            return source.read(path, cost)
-    size = path.stat().st_size
+            return source.read(path, reading)
+    if path.is_dir():
+        raise DatasetError(
+            f"{path} is a folder but no Minari data set; give the data set's file or Minari folder"
+        )
     raise DatasetError(
-        f"{path} ({size} bytes) is not a data set in a known format ({', '.join(SOURCES)}); "
+        f"{path} ({path.stat().st_size} bytes) is not a data set in a known format ({', '.join(SOURCES)}); "
         "it is no readable HDF5 file with arrays such as observations, actions, rewards, costs"
     )
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the file that a name or path stands for.
+    """Return the file or folder that a name or path stands for.
 
     Raises:
-        DatasetError: there is none; the message lists where it was looked for and the command that builds it.
+        DatasetError: there is none; the message lists where it was looked for and the commands that get or build it.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise DatasetError(f"a data set is given by its name or file; got {name_or_path!r}")
     path = Path(name_or_path)
-    if path.is_file():
+    if path.exists():
         return path
-    if path.is_dir():
-        raise DatasetError(f"{path} is a folder; give the data set's file")
     name = str(name_or_path)
-    looked = [folder / f"{name}.hdf5" for folder in data_folders()]
-    for candidate in looked:
-        if candidate.is_file():
-            return candidate
-    places = "\n  ".join(str(candidate) for candidate in (path, *looked))
-    message = f"no data set {name!r}; looked for\n  {places}"
-    recipe = RECIPES.get(name)
-    if recipe is not None:
-        message += (
-            f"\nbuild it with\n  trebi generate --dataset {recipe.env_id} --datatype {recipe.datatype} "
-            f"--total-step {recipe.steps}"
-        )
-    else:
-        message += f"\nknown names: {', '.join(RECIPES)}"
-    raise DatasetError(message)
+    looked = places(name)
+    found = next((place for place in looked if place.exists()), None)
+    if found is not None:
+        return found
+    listed = "\n  ".join(map(str, (path, *looked)))
+    raise DatasetError(f"no data set {name!r}; looked for\n  {listed}\n{how_to_get(name)}")
 
 
 def save(dataset: EpisodeDataset, path: str | os.PathLike[str], *, format: str = "native_hdf5") -> None:

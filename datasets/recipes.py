@@ -16,7 +16,9 @@ import numpy as np
 from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.errors import DatasetError
 
-DATATYPES = ("random", "medium-replay", "medium", "expert")
+DATATYPES = ("random", "medium-replay", "medium", "expert", "medium-expert")
+
+D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
 
 
 @dataclass(frozen=True)
@@ -29,34 +31,72 @@ class Recipe:
     steps: int
     episode_length: int
     maximum_budget: float  # undiscounted cost of an episode at ratio 1
+    discounted_maximum: float  # the paper's discounted cost of an episode at ratio 1
     budget_factor: float  # discounted budget = budget_factor * undiscounted budget
     preset: str  # the paper's preset for it
+    cost: str  # "module:name" of the task's cost function
+    dt: float | None = None  # seconds of a step, where costs are derived from positions
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # of Stable-Baselines3's SAC
+
+    @property
+    def url(self) -> str | None:
+        """Where D4RL publishes the file; None for a data set that is only built."""
+        return None if self.dt is None else D4RL_URL + self.d4rl_file
+
+    @property
+    def d4rl_file(self) -> str:
+        """The file's name in D4RL's own folder: ``hopper_medium_replay-v2.hdf5``."""
+        stem, _, version = self.name.rpartition("-")
+        return f"{stem.replace('-', '_')}-{version}.hdf5"
+
+
+def _toy(task: str, steps: int, episode_length: int, *budgets: float) -> Recipe:
+    maximum, discounted, factor = budgets
+    return Recipe(
+        name=f"Safe{task}-medium-replay-v0",
+        env_id=f"Safe{task}-v0",
+        datatype="medium-replay",
+        steps=steps,
+        episode_length=episode_length,
+        maximum_budget=maximum,
+        discounted_maximum=discounted,
+        budget_factor=factor,
+        preset="toy_safe_env",
+        cost=f"trebi_gym.costs:{task.lower()}_cost",
+        hyperparameters={"learning_rate": 1e-3},
+    )
+
+
+def _locomotion(
+    task: str, dt: float, datatype: str, steps: int, maximum: float, discounted: float, factor: float
+) -> Recipe:
+    return Recipe(
+        name=f"{task.lower()}-{datatype}-v2",
+        env_id=f"Safe{task}-v0",
+        datatype=datatype,
+        steps=steps,
+        episode_length=1000,
+        maximum_budget=maximum,
+        discounted_maximum=discounted,
+        budget_factor=factor,
+        preset="locomotion",
+        cost="trebi_gym.costs:velocity_cost",
+        dt=dt,
+    )
 
 
 _RECIPES = (
-    Recipe(
-        name="SafePendulum-medium-replay-v0",
-        env_id="SafePendulum-v0",
-        datatype="medium-replay",
-        steps=20_000,
-        episode_length=200,
-        maximum_budget=60.0,
-        budget_factor=0.336,
-        preset="toy_safe_env",
-        hyperparameters={"learning_rate": 1e-3},
-    ),
-    Recipe(
-        name="SafeReacher-medium-replay-v0",
-        env_id="SafeReacher-v0",
-        datatype="medium-replay",
-        steps=200_000,
-        episode_length=50,
-        maximum_budget=14.29,
-        budget_factor=0.728,
-        preset="toy_safe_env",
-        hyperparameters={"learning_rate": 1e-3},
-    ),
+    _toy("Pendulum", 20_000, 200, 60.0, 16.70, 0.336),
+    _toy("Reacher", 200_000, 50, 14.29, 10.84, 0.728),
+    _locomotion("Hopper", 0.008, "medium", 1_000_000, 1800.0, 129.940, 129 / 1878),
+    _locomotion("Hopper", 0.008, "medium-replay", 402_000, 2000.0, 139.884, 139 / 2040),
+    _locomotion("Hopper", 0.008, "medium-expert", 2_000_000, 2600.0, 168.918, 168 / 2617),
+    _locomotion("Walker2d", 0.008, "medium", 1_000_000, 2600.0, 159.512, 163 / 2665),
+    _locomotion("Walker2d", 0.008, "medium-replay", 302_000, 2000.0, 160.251, 147 / 2185),
+    _locomotion("Walker2d", 0.008, "medium-expert", 2_000_000, 4000.0, 234.076, 234 / 3945),
+    _locomotion("HalfCheetah", 0.05, "medium", 1_000_000, 5400.0, 414.008, 421 / 5456),
+    _locomotion("HalfCheetah", 0.05, "medium-replay", 202_000, 4800.0, 384.375, 365 / 4883),
+    _locomotion("HalfCheetah", 0.05, "medium-expert", 2_000_000, 10000.0, 730.746, 710 / 11080),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
@@ -77,6 +117,14 @@ def dataset_name(env_id: str, datatype: str) -> str:
 def recipe_for_env(env_id: str) -> Recipe | None:
     """Return the recipe whose hyperparameters fit this environment, if one is known."""
     return next((recipe for recipe in RECIPES.values() if recipe.env_id == env_id), None)
+
+
+def recipe_for_file(path: Path) -> Recipe | None:
+    """Return the recipe of a file or folder that is called by its name, ours or D4RL's."""
+    return next(
+        (recipe for recipe in RECIPES.values() if path.name in (*_own_names(recipe.name), recipe.d4rl_file)),
+        None,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,15 +148,64 @@ def maximum_budget(dataset: EpisodeDataset) -> MaximumBudget:
     return MaximumBudget(quantile, "0.9 quantile of the data set's episode costs")
 
 
-def data_folders() -> list[Path]:
-    """Return the folders where a named data set is looked for, in order: what ships, then the user's data folder."""
-    return [Path(__file__).parent / "data", user_data_folder()]
+def places(name: str) -> list[Path]:
+    """Return where a named data set is looked for, in order.
+
+    What ships; the user's data folder; D4RL's own folder (``D4RL_DATASET_DIR``); Minari's (``MINARI_DATASETS_PATH``).
+    """
+    recipe = RECIPES.get(name)
+    published = [recipe.d4rl_file] if recipe is not None and recipe.url else []
+    mine = user_data_folder()
+    return [
+        shipped_folder() / f"{name}.hdf5",
+        *(mine / candidate for candidate in (*_own_names(name), *published)),
+        *(d4rl_folder() / candidate for candidate in published),
+        minari_folder() / name,
+    ]
+
+
+def how_to_get(name: str) -> str:
+    """Return the commands that download or build a named data set, or the names that are known."""
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        return f"known names: {', '.join(RECIPES)}"
+    folder = user_data_folder()
+    build = (
+        f"trebi generate --dataset {recipe.env_id} --datatype {recipe.datatype} --total-step {recipe.steps}"
+    )
+    if recipe.url is None:
+        return f"build it with\n  {build}"
+    return (
+        f"download it with\n  curl -L --create-dirs -o {folder / recipe.d4rl_file} {recipe.url}\n"
+        f"or build one of the same kind with\n  {build} --output {folder / name}.hdf5"
+    )
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the data sets that ship."""
+    return Path(__file__).parent / "data"
 
 
 def user_data_folder() -> Path:
     """Return the folder for built data sets: ``TREBI_DATA``, else the user's data directory."""
-    chosen = os.environ.get("TREBI_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".local" / "share") / "trebi-gym"
+    base = _folder("XDG_DATA_HOME", Path.home() / ".local" / "share")
+    return _folder("TREBI_DATA", base / "trebi-gym")
+
+
+def d4rl_folder() -> Path:
+    """Return the folder into which D4RL downloads: ``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``."""
+    return _folder("D4RL_DATASET_DIR", Path.home() / ".d4rl" / "datasets")
+
+
+def minari_folder() -> Path:
+    """Return the folder of Minari's data sets: ``MINARI_DATASETS_PATH``, else ``~/.minari/datasets``."""
+    return _folder("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets")
+
+
+def _folder(variable: str, default: Path) -> Path:
+    chosen = os.environ.get(variable)
+    return Path(chosen).expanduser() if chosen else default
+
+
+def _own_names(name: str) -> tuple[str, str]:
+    return f"{name}.hdf5", name

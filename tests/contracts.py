@@ -18,6 +18,7 @@ from trebi_gym.agents.diffusion.guidance import BudgetGuide
 from trebi_gym.agents.diffusion.samplers import Guidance
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.datasets.sources import Reading
 from trebi_gym.errors import DatasetError
 
 ARRAYS = ("observations", "actions", "rewards", "costs", "lengths", "terminated", "truncated")
@@ -94,13 +95,15 @@ def check_source(name, source):
         assert path.exists(), f"{name}: write must make the path that it was given."
         assert list(Path(folder).iterdir()) == [path], f"{name}: write must leave nothing beside the path."
         assert source.recognises(path), f"{name}: a source must recognise what it wrote."
-        again = source.read(path, None)
+        again = source.read(path, Reading())
         for array in ARRAYS:
             before, after = getattr(dataset, array), getattr(again, array)
             np.testing.assert_array_equal(after, before, f"{name}: {array} must come back as they were.")
             assert after.dtype == before.dtype, f"{name}: {array} must keep their type."
         json.dumps(dict(again.metadata))
-        charged = source.read(path, lambda o, a, o_next, info: np.abs(a[..., 0]) + 0 * o_next[..., 0])
+        charged = source.read(
+            path, Reading(cost=lambda o, a, o_next, info: np.abs(a[..., 0]) + 0 * o_next[..., 0])
+        )
         message = f"{name}: a given cost function must be charged on each row's own action."
         np.testing.assert_allclose(charged.costs, np.abs(dataset.actions[:, 0]), rtol=1e-6, err_msg=message)
         words = Path(folder) / "words.hdf5"
@@ -118,7 +121,7 @@ def _refuses_or_does_not_recognise(name, source, path):
     if not source.recognises(path):
         return
     try:
-        source.read(path, None)
+        source.read(path, Reading())
     except DatasetError:
         return
     raise AssertionError(f"{name}: a file that was cut short must be refused with a DatasetError.")

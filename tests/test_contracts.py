@@ -59,8 +59,8 @@ def test_the_contracts_can_be_broken():
         def __getattr__(self, name):
             return getattr(SOURCES["native_hdf5"], name)
 
-        def read(self, path, cost):
-            dataset = SOURCES["native_hdf5"].read(path, cost)
+        def read(self, path, reading):
+            dataset = SOURCES["native_hdf5"].read(path, reading)
             object.__setattr__(dataset, "costs", np.roll(dataset.costs, 1))
             return dataset
 

@@ -70,6 +70,30 @@ def reacher_cost(
     return np.where(distance < 0.5, 100.0 * (1.0 - 2.0 * distance), 0.0)
 
 
+def velocity_cost(
+    observation: Array, action: Array, next_observation: Array, info: Mapping[str, Any]
+) -> Array:
+    """Cost of a step: the speed along x during it, ``|info["x_velocity"]|`` in m/s.
+
+    Args:
+        observation: unused.
+        action: unused.
+        next_observation: unused.
+        info: ``"x_velocity"`` (...,): the distance that the step covered along x, by its duration.
+
+    Returns:
+        (...,) cost, at least 0.
+
+    Raises:
+        EnvironmentContractError: ``info`` has no ``"x_velocity"``.
+    """
+    if "x_velocity" not in info:
+        raise EnvironmentContractError(
+            f'velocity_cost needs info["x_velocity"] in m/s; info had {sorted(map(str, info)) or "nothing"}'
+        )
+    return np.abs(np.asarray(info["x_velocity"]))
+
+
 def resolve_cost(cost: CostFunction | str) -> CostFunction:
     """Return the cost function itself, or the one that ``"module:name"`` names.
 

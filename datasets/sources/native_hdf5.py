@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trebi_gym.costs import CostFunction
 from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.errors import DatasetError
 from trebi_gym.files import replacing
 
@@ -44,12 +44,13 @@ class NativeHDF5:
         except HDF5_ERRORS:
             return True
 
-    def read(self, path: Path, cost: CostFunction | None) -> EpisodeDataset:
+    def read(self, path: Path, reading: Reading) -> EpisodeDataset:
         """Read and validate.
 
         Raises:
             DatasetError: the file is cut short, keys are missing, or what they hold does not fit.
         """
+        cost = reading.cost
         needed = [key for key in KEYS if not (key == "costs" and cost is not None)]
         try:
             with h5py.File(path, "r") as file:

@@ -169,7 +169,7 @@ def test_an_hdf5_file_of_something_else_is_refused(tmp_path):
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="is a folder; give the data set's file"):
+    with pytest.raises(DatasetError, match="is a folder but no Minari data set"):
         load(tmp_path)
 
 
