@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trebi_gym.agents.config import NetworkConfig, PlannerConfig, TrainingConfig, TREBIConfig
 from trebi_gym.errors import ConfigError
 
@@ -47,11 +49,29 @@ fast = TREBIConfig()
 
 PRESETS: dict[str, TREBIConfig] = {config.preset: config for config in (fast, toy_safe_env, locomotion)}
 
+# what the paper's experiments set differently for a task or a data set: (preset, start of the data set's name)
+_SHORT_UNET = {"options": {"dim": 32, "dim_mults": [1, 4, 8]}}
+OVERRIDES: dict[tuple[str, str], dict[str, Any]] = {
+    ("locomotion", "halfcheetah-"): {
+        "horizon": 4,
+        "denoiser": {"options": {"dim": 32, "dim_mults": [1, 4, 8], "attention": True}},
+        "reward_critic": _SHORT_UNET,
+        "cost_critic": _SHORT_UNET,
+        "planner": {"guide_scale": 1e-3, "guide_stop": 4},
+    },
+    ("locomotion", "hopper-medium-expert-"): {"planner": {"guide_scale": 1e-4, "guide_stop": 4}},
+}
 
-def preset(name: str | TREBIConfig) -> TREBIConfig:
+
+def preset(name: str | TREBIConfig, dataset: str | None = None) -> TREBIConfig:
     """Return the preset of this name, and a configuration as it is.
 
     The original's way of writing it, ``config.toy_safe_env``, works too.
+
+    Args:
+        name: of the preset.
+        dataset: the name of a data set, such as ``halfcheetah-medium-v2``: what the paper's experiments set
+            differently for it is set.
 
     Raises:
         ConfigError: there is no such preset.
@@ -61,4 +81,7 @@ def preset(name: str | TREBIConfig) -> TREBIConfig:
     found = PRESETS.get(name.removeprefix("config.")) if isinstance(name, str) else None
     if found is None:
         raise ConfigError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+    for (of_preset, start), changes in OVERRIDES.items():
+        if dataset is not None and of_preset == found.preset and dataset.startswith(start):
+            found = found.replace(**changes)
     return found

@@ -119,6 +119,12 @@ def recipe_for_env(env_id: str) -> Recipe | None:
     return next((recipe for recipe in RECIPES.values() if recipe.env_id == env_id), None)
 
 
+def known_name(name_or_path: str | os.PathLike[str]) -> str | None:
+    """Return which of the named data sets a name, or a file called by its name, stands for; None for any other."""
+    recipe = RECIPES.get(str(name_or_path)) or recipe_for_file(Path(name_or_path))
+    return None if recipe is None else recipe.name
+
+
 def recipe_for_file(path: Path) -> Recipe | None:
     """Return the recipe of a file or folder that is called by its name, ours or D4RL's."""
     return next(
@@ -139,13 +145,18 @@ def maximum_budget(dataset: EpisodeDataset) -> MaximumBudget:
     """Return the published budget at ratio 1, or one derived from the data's own costs.
 
     The rule for data without a published one: the 0.9 quantile of the episodes' costs, so that most of the behaviour
-    that the data show can be had at ratio 1 and a single wild episode does not set the scale.
+    that the data show can be had at ratio 1 and a single wild episode does not set the scale. Where nine episodes in
+    ten cost nothing, so that the quantile is 0, the greatest cost of an episode.
     """
     recipe = RECIPES.get(str(dataset.metadata.get("name", "")))
     if recipe is not None:
         return MaximumBudget(recipe.maximum_budget, f"published for {recipe.name}")
     quantile = float(np.quantile(dataset.episode_costs, 0.9))
-    return MaximumBudget(quantile, "0.9 quantile of the data set's episode costs")
+    if quantile > 0:
+        return MaximumBudget(quantile, "0.9 quantile of the data set's episode costs")
+    return MaximumBudget(
+        float(dataset.episode_costs.max()), "greatest cost of an episode: nine in ten cost nothing"
+    )
 
 
 def places(name: str) -> list[Path]:

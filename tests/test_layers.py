@@ -19,7 +19,8 @@ WORDS = {"trebi_gym.budget", "trebi_gym.costs", "trebi_gym.errors"}
 FILES = "trebi_gym.files"
 # verbs that put everything together; nobody but they and the scripts may import them
 TOP = {
-    f"trebi_gym.{name}" for name in ("benchmark", "cli", "demo", "describe", "results", "stages", "terminal")
+    f"trebi_gym.{name}"
+    for name in ("benchmark", "cli", "data_commands", "demo", "describe", "results", "stages", "terminal")
 }
 # the first entry that a module begins with tells what it may import of ours, beside the shared words
 LAYERS = [

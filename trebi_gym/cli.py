@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import tyro
 from tqdm import tqdm
 
+from trebi_gym.data_commands import convert, info
 from trebi_gym.errors import ConfigError, DatasetError
 from trebi_gym.files import check_writable
 from trebi_gym.terminal import (
@@ -107,10 +108,14 @@ def learn(
         overwrite: replace an existing agent.
     """
     from trebi_gym.agents import TREBIAgent
+    from trebi_gym.agents.presets import preset
+    from trebi_gym.datasets.recipes import known_name
 
     target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
     _free(target, overwrite)
-    agent = TREBIAgent(config=config, seed=seed, device=device, tensorboard_log=log_folder)
+    agent = TREBIAgent(
+        config=preset(config, known_name(dataset)), seed=seed, device=device, tensorboard_log=log_folder
+    )
     learn_with_checkpoints(
         agent,
         agent.learn,
@@ -219,21 +224,6 @@ def record(
     )
 
 
-def info(what: Positional[str]) -> None:
-    """Tell what a data set or a saved agent holds.
-
-    Args:
-        what: a data set's name or file, or an agent's file or folder.
-    """
-    from trebi_gym.describe import describe_agent, describe_dataset
-
-    path = Path(what)
-    if path.suffix == ".zip" or path.is_dir():
-        print(describe_agent(path))
-    else:
-        print(describe_dataset(what))
-
-
 def demo(
     output: Path = Path("runs/demo"), seed: int = 0, episodes: int = 20, total_steps: int | None = None
 ) -> None:
@@ -288,6 +278,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "record": record,
     "info": info,
+    "convert": convert,
     "bench": bench,
     "demo": demo,
 }

@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.datasets import load, resolve
-from trebi_gym.datasets.recipes import maximum_budget
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.datasets.recipes import RECIPES, maximum_budget
+
+RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
+BARS = " ▏▎▍▌▋▊▉█"
+BAR_WIDTH = 40  # characters
 
 
-def describe_dataset(name_or_path: str) -> str:
-    """Return what a data set holds, for people."""
-    episodes = load(name_or_path)
+def describe_dataset(episodes: EpisodeDataset, place: Path) -> str:
+    """Return what a data set holds, for people: where it is from, its episodes, returns, costs and budgets.
+
+    Args:
+        episodes: the data set.
+        place: its file or folder.
+    """
     returns, costs = episodes.episode_returns, episodes.episode_costs
     budget = maximum_budget(episodes)
+    recipe = RECIPES.get(str(episodes.metadata.get("name")))
     lines = [
         repr(episodes),
-        f"file           {resolve(name_or_path)}",
-        f"environment    {episodes.metadata.get('env_id', 'not recorded')}",
-        f"made by        {episodes.metadata.get('algorithm', 'not recorded')}, seed {episodes.metadata.get('seed')}",
+        f"file           {place}",
+        f"environment    {episodes.metadata.get('env_id', 'not recorded')}, "
+        f"{episodes.episode_length} steps an episode at most",
+        f"made by        {episodes.metadata.get('algorithm', 'not recorded')}, "
+        f"seed {episodes.metadata.get('seed', 'not recorded')}",
         f"episodes       {len(episodes)}, of {episodes.lengths.min()} to {episodes.lengths.max()} steps; "
         f"{int(episodes.terminated.sum())} ended by the task",
+        *(f"note           {note}" for note in episodes.metadata.get("notes", ())),
         f"return         mean {returns.mean():.2f}, {returns.min():.2f} to {returns.max():.2f}",
+        *histogram(returns),
         f"cost           mean {costs.mean():.2f}, {costs.min():.2f} to {costs.max():.2f}",
+        *histogram(costs),
         f"maximum budget {budget.value:.4g} ({budget.rule})",
     ]
-    for ratio in (0.2, 0.4, 0.6, 0.8, 1.0):
+    if recipe is not None:
+        lines.append(
+            f"discounted     {recipe.discounted_maximum:.4g} (published); the original turns an undiscounted budget "
+            f"into a discounted one by the factor {recipe.budget_factor:.4g}"
+        )
+        lines.append(f"preset         {recipe.preset} (the paper's); fast is the default")
+    for ratio in RATIOS:
         within = costs <= ratio * budget.value
         best = f"best return {returns[within].max():.1f}" if within.any() else "none"
         lines.append(
-            f"  ratio {ratio:.1f}    {int(within.sum())} episodes within {ratio * budget.value:.4g}, {best}"
+            f"  ratio {ratio:.1f}    {int(within.sum())} episodes ({within.mean():.0%}) within "
+            f"{ratio * budget.value:.4g}, {best}"
         )
     return "\n".join(lines)
+
+
+def histogram(values: npt.NDArray[np.float64], bins: int = 10) -> list[str]:
+    """Return lines that show how (n,) values are spread: a range, a bar and a count each."""
+    if values.min() == values.max():
+        return [f"  all {values.min():.5g}"]
+    counts, edges = np.histogram(values, bins=bins)
+    names = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]
+    width = max(map(len, names))
+    return [
+        f"  {name:>{width}} {_bar(count / counts.max())} {count}".rstrip()
+        for name, count in zip(names, counts.tolist(), strict=True)
+    ]
+
+
+def _bar(share: float) -> str:
+    eighths = max(1, round(share * BAR_WIDTH * 8)) if share > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return BARS[8] * full + (BARS[rest] if rest else "")
 
 
 def describe_agent(path: Path) -> str:

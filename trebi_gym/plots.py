@@ -7,8 +7,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -35,9 +37,7 @@ def plot_budgets(
         TrebiError: the ending is no picture format, or no budget is finite.
     """
     named = {"": evaluations} if isinstance(evaluations, Evaluation) else dict(evaluations)
-    target = Path(path)
-    if target.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise TrebiError(f"a plot is saved as .png, .pdf or .svg; got {target.name!r}")
+    target = _picture(path)
     finite = [
         record
         for evaluation in named.values()
@@ -83,13 +83,72 @@ def plot_budgets(
     costs.set(xlabel="budget", ylabel="cost of the episode", xlim=(0, top * 1.05), ylim=(0, highest * 1.15))
     returns.set(xlabel="budget", ylabel="return of the episode", xlim=(0, top * 1.05))
     for axes in (costs, returns):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        _plain(axes)
         axes.legend(frameon=False, loc="upper left" if axes is costs else "lower right")
     if title:
         figure.suptitle(title)
     with replacing(target) as temporary:
         figure.savefig(temporary, dpi=140)
+
+
+def plot_episodes(
+    returns: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    path: str | os.PathLike[str],
+    *,
+    maximum: float,
+    ratios: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
+    title: str = "",
+) -> None:
+    """Draw what a data set's episodes earn and cost: two histograms, and return against cost with the budgets.
+
+    Args:
+        returns: (E,) of the episodes.
+        costs: (E,) of the episodes.
+        path: of the picture; its ending gives the format (png, pdf, svg).
+        maximum: the budget at ratio 1.
+        ratios: budgets to mark, as shares of ``maximum``.
+        title: above the picture.
+
+    Raises:
+        TrebiError: the ending is no picture format.
+    """
+    target = _picture(path)
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    first, second, third = figure.subplots(1, 3)
+    first.hist(returns, bins=40, color=COLOURS[0])
+    first.set(xlabel="return of the episode", ylabel="episodes")
+    second.hist(costs, bins=40, color=COLOURS[1])
+    second.set(xlabel="cost of the episode", ylabel="episodes")
+    third.scatter(costs, returns, s=8, color=COLOURS[0], alpha=min(1.0, 0.25 + 50 / len(costs)), linewidth=0)
+    third.set(xlabel="cost of the episode", ylabel="return of the episode")
+    for axes in (first, second):
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    for ratio in ratios:
+        for axes in (second, third):
+            axes.axvline(ratio * maximum, color="0.35", linestyle="--", linewidth=0.8)
+        third.annotate(
+            f"{ratio:g}", (ratio * maximum, 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center"
+        )
+    for axes in (first, second, third):
+        _plain(axes)
+    if title:
+        figure.suptitle(title)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=140)
+
+
+def _picture(path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    if target.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise TrebiError(f"a plot is saved as .png, .pdf or .svg; got {target.name!r}")
+    return target
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
 
 
 def _errors(

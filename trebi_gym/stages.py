@@ -15,6 +15,7 @@ import tyro
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.models import LEARNERS, PARTS
 from trebi_gym.agents.presets import preset
+from trebi_gym.datasets.recipes import known_name
 from trebi_gym.errors import ConfigError, NotLearnedError
 from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
 from trebi_gym.terminal import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum
@@ -90,7 +91,7 @@ def train_stage(part: str, arguments: StageArguments) -> None:
     folder = agent_folder(arguments.logbase, arguments.dataset, arguments.config)
     target = folder / f"{part}.zip"
     agent = TREBIAgent(
-        config=arguments.config,
+        config=preset(arguments.config, known_name(arguments.dataset)),
         seed=arguments.seed,
         device=arguments.device,
         tensorboard_log=folder / f"{part}-log",
