@@ -22,6 +22,13 @@ def register_envs() -> None:
         max_episode_steps=50,
         cost="trebi_gym.costs:reacher_cost",
     )
+    for name, maker in (("Hopper", "hopper"), ("Walker2d", "walker2d"), ("HalfCheetah", "half_cheetah")):
+        _register(
+            f"Safe{name}-v0",
+            entry_point=f"trebi_gym.envs.velocity:make_{maker}",
+            max_episode_steps=1000,
+            cost="trebi_gym.costs:velocity_cost",
+        )
 
 
 def _register(env_id: str, *, cost: str, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ from trebi_gym.errors import TrebiError
 if TYPE_CHECKING:
     from trebi_gym.agents import TREBIAgent, TREBIConfig
     from trebi_gym.datasets import EpisodeDataset, load
+    from trebi_gym.envs.adapters import SafetyGymnasiumAdapter
     from trebi_gym.envs.wrappers import BudgetWrapper, CostWrapper
     from trebi_gym.evaluation import evaluate_budgets
     from trebi_gym.records import Evaluation
@@ -28,6 +29,7 @@ _LAZY = {
     "load": "trebi_gym.datasets",
     "BudgetWrapper": "trebi_gym.envs.wrappers",
     "CostWrapper": "trebi_gym.envs.wrappers",
+    "SafetyGymnasiumAdapter": "trebi_gym.envs.adapters",
     "Evaluation": "trebi_gym.records",
     "evaluate_budgets": "trebi_gym.evaluation",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "CostWrapper",
     "EpisodeDataset",
     "Evaluation",
+    "SafetyGymnasiumAdapter",
     "TREBIAgent",
     "TREBIConfig",
     "TrebiError",

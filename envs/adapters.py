@@ -1,0 +1,113 @@
+"""Environments of other shapes, made to step as Gymnasium's do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from trebi_gym.costs import finite_cost
+from trebi_gym.errors import EnvironmentContractError
+
+Info = dict[str, Any]
+
+
+class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
+    """Turns Safety-Gymnasium's step of six values into Gymnasium's five, with the cost in ``info["cost"]``.
+
+    It goes by the environment's shape alone, so that nothing of Safety-Gymnasium, nor the Gymnasium that it was made
+    for, has to be installed beside ours: ``step`` returns ``(observation, reward, cost, terminated, truncated, info)``.
+
+    Args:
+        env: the environment; its observation and action spaces are boxes of one dimension.
+        render_mode: what ``env`` was made with, if it does not say so itself.
+
+    Raises:
+        EnvironmentContractError: a space is no box, or ``step`` or ``reset`` is missing.
+    """
+
+    def __init__(self, env: Any, render_mode: str | None = None) -> None:
+        missing = [
+            name for name in ("reset", "step", "observation_space", "action_space") if not hasattr(env, name)
+        ]
+        if missing:
+            raise EnvironmentContractError(
+                f"{type(env).__name__} is no environment: it lacks {', '.join(missing)}"
+            )
+        self._env = env
+        self.observation_space = _box(env.observation_space, "observation")
+        self.action_space = _box(env.action_space, "action")
+        self.render_mode = render_mode or getattr(env, "render_mode", None)
+        self.metadata = dict(getattr(env, "metadata", None) or {"render_modes": []})
+
+    @property
+    def adapted(self) -> Any:
+        """The environment behind the adapter."""
+        return self._env
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        """Begin an episode; nothing has been done, so ``info["cost"]`` is 0.0."""
+        super().reset(seed=seed)
+        found = self._env.reset(seed=seed, options=options)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise EnvironmentContractError(
+                f"reset must return (observation, info); {type(self._env).__name__} returned {_shape(found)}"
+            )
+        observation, info = found
+        return self._observation(observation), {**info, "cost": 0.0}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
+        """Take a step.
+
+        Raises:
+            EnvironmentContractError: the environment returned other than six values, or a cost that is not one finite
+                number.
+        """
+        found = self._env.step(action)
+        if not (isinstance(found, tuple) and len(found) == 6):
+            remedy = "; it steps as Gymnasium does: use CostWrapper(env, cost)" if _length(found) == 5 else ""
+            raise EnvironmentContractError(
+                "step must return (observation, reward, cost, terminated, truncated, info); "
+                f"{type(self._env).__name__} returned {_shape(found)}{remedy}"
+            )
+        observation, reward, cost, terminated, truncated, info = found
+        charged = finite_cost(cost, source="the environment's third value")
+        return (
+            self._observation(observation),
+            float(reward),
+            bool(terminated),
+            bool(truncated),
+            {**info, "cost": charged},
+        )
+
+    def render(self) -> Any:
+        """Return what the environment draws."""
+        return self._env.render()
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _observation(self, observation: Any) -> Any:
+        return np.asarray(observation, dtype=self.observation_space.dtype)
+
+
+def _box(space: Any, name: str) -> spaces.Box:
+    """Return a box of ours with the same bounds; the given one may come from another Gymnasium."""
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or high is None:
+        raise EnvironmentContractError(
+            f"the {name} space must be a Box; got {space!r}: flatten it first, "
+            "for example with the environment's own flattening wrapper"
+        )
+    return spaces.Box(np.asarray(low), np.asarray(high), dtype=np.dtype(space.dtype).type)
+
+
+def _length(found: Any) -> int | None:
+    return len(found) if isinstance(found, tuple) else None
+
+
+def _shape(found: Any) -> str:
+    return type(found).__name__ if _length(found) is None else f"{len(found)} values"
