@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trebi_gym.datasets.arrays import check_finite, frozen
+from trebi_gym.datasets.splitting import check_steps, split
 from trebi_gym.errors import DatasetError
 
 Array = npt.NDArray[Any]
@@ -104,7 +105,7 @@ class EpisodeDataset:
         cls,
         *,
         observations: Array,
-        next_observations: Array,
+        next_observations: Array | None,
         actions: Array,
         rewards: Array,
         costs: Array,
@@ -115,75 +116,24 @@ class EpisodeDataset:
         """Split S flat steps into episodes: one ends wherever ``terminals`` or ``timeouts`` is set.
 
         Steps behind the last end belong to an unfinished episode and are left out;
-        ``metadata["dropped_steps"]`` counts them.
+        ``metadata["dropped_steps"]`` counts them. Without next observations (None) the one after an episode's last
+        step is not known, and that of the last step is repeated.
 
         Raises:
             DatasetError: lengths that differ, NaN or infinite values, no finished episode, or a next observation
                 that is not the following step's observation although the episode goes on.
         """
-        arrays = {
-            "observations": np.asarray(observations),
-            "next_observations": np.asarray(next_observations),
-            "actions": np.asarray(actions),
-            "rewards": np.asarray(rewards),
-            "costs": np.asarray(costs),
-            "terminals": np.asarray(terminals),
-            "timeouts": np.asarray(timeouts),
+        given = {
+            "observations": observations,
+            "actions": actions,
+            "rewards": rewards,
+            "costs": costs,
+            "terminals": terminals,
+            "timeouts": timeouts,
         }
-        for name in ("rewards", "costs", "terminals", "timeouts"):
-            if arrays[name].ndim == 2 and arrays[name].shape[1] == 1:
-                arrays[name] = arrays[name][:, 0]
-        sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
-        if len(set(sizes.values())) > 1:
-            raise DatasetError(f"all arrays must hold the same number of steps; found {sizes}")
-        for name, array in arrays.items():
-            matrix = name in ("observations", "next_observations", "actions")
-            if array.ndim != (2 if matrix else 1):
-                shape = "two dimensions (steps, features)" if matrix else "one dimension (steps,)"
-                raise DatasetError(f"{name} must have {shape}; found {array.shape}")
-            check_finite(name, array)
-        if arrays["observations"].shape != arrays["next_observations"].shape:
-            raise DatasetError(
-                "observations and next_observations must have the same shape; "
-                f"found {arrays['observations'].shape} and {arrays['next_observations'].shape}"
-            )
-        terminal, timeout = (arrays[name].astype(np.bool_) for name in ("terminals", "timeouts"))
-        ends = np.flatnonzero(terminal | timeout)
-        if len(ends) == 0:
-            raise DatasetError(
-                f"none of the {sizes['rewards']} steps is marked in terminals or timeouts, "
-                "so the data hold no finished episode; mark at least the last step of every episode"
-            )
-        steps = int(ends[-1]) + 1
-        lengths = np.diff(ends, prepend=-1)
-        inside = np.ones(steps, dtype=np.bool_)
-        inside[ends] = False
-        rows = np.flatnonzero(inside)
-        differs = (arrays["next_observations"][rows] != arrays["observations"][rows + 1]).any(axis=1)
-        if differs.any():
-            row = int(rows[differs.argmax()])
-            raise DatasetError(
-                f"next_observations[{row}] differs from observations[{row + 1}] although no episode ends at step "
-                f"{row}; mark the end of every episode in terminals or timeouts"
-            )
-        # every step's observation, and behind every episode the one that its last step led to
-        target = np.arange(steps) + np.repeat(np.arange(len(ends)), lengths)
-        joined = np.empty((steps + len(ends), arrays["observations"].shape[1]), arrays["observations"].dtype)
-        joined[target] = arrays["observations"][:steps]
-        joined[ends + np.arange(len(ends)) + 1] = arrays["next_observations"][ends]
-        information = dict(metadata or {})
-        if sizes["rewards"] > steps:
-            information["dropped_steps"] = sizes["rewards"] - steps
-        return cls(
-            observations=joined,
-            actions=arrays["actions"][:steps],
-            rewards=arrays["rewards"][:steps],
-            costs=arrays["costs"][:steps],
-            lengths=lengths,
-            terminated=terminal[ends],
-            truncated=timeout[ends] & ~terminal[ends],
-            metadata=information,
-        )
+        if next_observations is not None:
+            given["next_observations"] = next_observations
+        return cls(**split(check_steps(given), metadata or {}))
 
     @classmethod
     def from_episodes(

@@ -79,7 +79,7 @@ def test_a_plain_dsrl_file_without_our_metadata_is_read(file):
     rewrite(file, lambda raw: raw.attrs.clear())
     dataset = load(file)
     assert dataset.lengths.tolist() == [3, 1, 4]
-    assert dict(dataset.metadata) == {}
+    assert dict(dataset.metadata) == {"name": file.stem}
 
 
 def test_an_unfinished_tail_in_a_file_is_left_out_and_counted(file):

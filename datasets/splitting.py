@@ -1,0 +1,125 @@
+"""From flat steps to episodes: where one ends, and what is known of its last observation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.datasets.arrays import check_finite
+from trebi_gym.errors import DatasetError
+
+Array = npt.NDArray[Any]
+
+MATRICES = ("observations", "next_observations", "actions")
+CHUNK = 1 << 18
+"""Rows that are compared at once, so that no second copy of large arrays is made."""
+
+
+def check_steps(arrays: Mapping[str, Any]) -> dict[str, Array]:
+    """Return flat arrays of S steps as they should be: equal lengths, right dimensions, finite.
+
+    A column (S, 1) of numbers that should be (S,) is taken as such.
+
+    Raises:
+        DatasetError: lengths that differ, a wrong number of dimensions, NaN or infinite values.
+    """
+    checked = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in checked.items():
+        if name not in MATRICES and array.ndim == 2 and array.shape[1] == 1:
+            checked[name] = array[:, 0]
+    sizes = {name: array.shape[0] if array.ndim else 0 for name, array in checked.items()}
+    if len(set(sizes.values())) > 1:
+        raise DatasetError(f"all arrays must hold the same number of steps; found {sizes}")
+    for name, array in checked.items():
+        if array.ndim != (2 if name in MATRICES else 1):
+            shape = "two dimensions (steps, features)" if name in MATRICES else "one dimension (steps,)"
+            raise DatasetError(f"{name} must have {shape}; found {array.shape}")
+        check_finite(name, array)
+    if "next_observations" in checked and checked["observations"].shape != checked["next_observations"].shape:
+        raise DatasetError(
+            "observations and next_observations must have the same shape; "
+            f"found {checked['observations'].shape} and {checked['next_observations'].shape}"
+        )
+    return checked
+
+
+def jumps(
+    observations: Array, next_observations: Array, ends: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Return the steps at which no end is marked although the next observation is not the following step's.
+
+    Args:
+        observations: (S, O).
+        next_observations: (S, O).
+        ends: (S,) steps that are marked as an episode's last.
+    """
+    found = []
+    for first in range(0, len(ends) - 1, CHUNK):
+        rows = slice(first, min(first + CHUNK, len(ends) - 1))
+        following = slice(rows.start + 1, rows.stop + 1)
+        differs = (next_observations[rows] != observations[following]).any(axis=1) & ~ends[rows]
+        found.append(np.flatnonzero(differs) + first)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def timeouts_by_length(terminals: npt.NDArray[np.bool_], limit: int) -> npt.NDArray[np.bool_]:
+    """Return (S,) the steps at which a time limit of ``limit`` steps ended an episode, given the task's own ends."""
+    ends = np.flatnonzero(terminals)
+    rows = np.arange(len(terminals))
+    starts = np.concatenate([[0], ends + 1])
+    within = rows - starts[np.searchsorted(ends, rows, side="left")]
+    reached: npt.NDArray[np.bool_] = ((within + 1) % limit == 0) & ~terminals
+    return reached
+
+
+def split(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an ``EpisodeDataset``, from checked flat arrays.
+
+    Steps behind the last end belong to an unfinished episode and are left out; ``metadata["dropped_steps"]`` counts
+    them. Without ``next_observations`` the observation after an episode's last step is not known, and that of the last
+    step is repeated; nothing that is learned reads it.
+
+    Raises:
+        DatasetError: no finished episode, or a next observation that is not the following step's observation although
+            the episode goes on.
+    """
+    terminal, timeout = (arrays[name].astype(np.bool_) for name in ("terminals", "timeouts"))
+    marked = terminal | timeout
+    ends = np.flatnonzero(marked)
+    if len(ends) == 0:
+        raise DatasetError(
+            f"none of the {len(marked)} steps is marked in terminals or timeouts, "
+            "so the data hold no finished episode; mark at least the last step of every episode"
+        )
+    steps = int(ends[-1]) + 1
+    lengths = np.diff(ends, prepend=-1)
+    observations = arrays["observations"]
+    following = arrays.get("next_observations")
+    if following is not None:
+        found = jumps(observations[:steps], following[:steps], marked[:steps])
+        if len(found):
+            row = int(found[0])
+            raise DatasetError(
+                f"next_observations[{row}] differs from observations[{row + 1}] although no episode ends at step "
+                f"{row}; mark the end of every episode in terminals or timeouts"
+            )
+    # every step's observation, and behind every episode the one that its last step led to
+    joined = np.empty((steps + len(ends), observations.shape[1]), observations.dtype)
+    joined[np.arange(steps) + np.repeat(np.arange(len(ends)), lengths)] = observations[:steps]
+    joined[ends + np.arange(len(ends)) + 1] = (observations if following is None else following)[ends]
+    information = dict(metadata)
+    if len(marked) > steps:
+        information["dropped_steps"] = len(marked) - steps
+    return {
+        "observations": joined,
+        "actions": arrays["actions"][:steps],
+        "rewards": arrays["rewards"][:steps],
+        "costs": arrays["costs"][:steps],
+        "lengths": lengths,
+        "terminated": terminal[ends],
+        "truncated": timeout[ends] & ~terminal[ends],
+        "metadata": information,
+    }
