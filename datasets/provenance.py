@@ -50,19 +50,31 @@ def describe_env(env_id: str) -> dict[str, Any]:
     }
 
 
-def describe_sac(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
+RECORDED = (
+    "buffer_size",
+    "batch_size",
+    "gamma",
+    "tau",
+    "learning_starts",
+    "n_steps",
+    "n_epochs",
+    "gae_lambda",
+)
+
+
+def describe_training(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return what a data set's metadata say of the algorithm: its name and the hyperparameters it ran with."""
     rate = model.learning_rate  # a number, or a function of the training's progress
     return {
-        "algorithm": "stable_baselines3.SAC",
+        "algorithm": f"stable_baselines3.{type(model).__name__}",
         "training_steps": steps,
         "hyperparameters": {
             "learning_rate": rate if isinstance(rate, (int, float)) else repr(rate),
-            "buffer_size": model.buffer_size,
-            "batch_size": model.batch_size,
-            "gamma": model.gamma,
-            "tau": model.tau,
-            "learning_starts": model.learning_starts,
+            **{
+                name: getattr(model, name)
+                for name in RECORDED
+                if isinstance(getattr(model, name, None), (int, float))
+            },
             "given": {key: repr(value) for key, value in given.items()},
         },
     }

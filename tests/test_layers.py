@@ -20,7 +20,17 @@ FILES = "trebi_gym.files"
 # verbs that put everything together; nobody but they and the scripts may import them
 TOP = {
     f"trebi_gym.{name}"
-    for name in ("benchmark", "cli", "data_commands", "demo", "describe", "results", "stages", "terminal")
+    for name in (
+        "benchmark",
+        "cli",
+        "data_commands",
+        "demo",
+        "describe",
+        "generating",
+        "results",
+        "stages",
+        "terminal",
+    )
 }
 # the first entry that a module begins with tells what it may import of ours, beside the shared words
 LAYERS = [
@@ -47,6 +57,8 @@ DISK = {
     "trebi_gym.agents.checkpoint",
     "trebi_gym.agents.training",
     "trebi_gym.agents.diffuser_import",
+    "trebi_gym.datasets.behaviour",
+    "trebi_gym.datasets.parts",
     "trebi_gym.datasets.recipes",
     "trebi_gym.datasets.sources",
     *TOP,

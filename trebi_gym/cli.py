@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
-from tqdm import tqdm
 
 from trebi_gym.data_commands import convert, info
-from trebi_gym.errors import ConfigError, DatasetError
+from trebi_gym.errors import ConfigError
 from trebi_gym.files import check_writable
+from trebi_gym.generating import generate
 from trebi_gym.terminal import (
     learn_with_checkpoints,
     parse_change,
@@ -23,62 +23,6 @@ from trebi_gym.terminal import (
 
 T = TypeVar("T")
 Positional = Annotated[T, tyro.conf.Positional]
-
-
-def generate(
-    dataset: str,
-    datatype: str = "medium-replay",
-    total_step: int = 20_000,
-    seed: int = 0,
-    output: Path | None = None,
-    learning_rate: float | None = None,
-    training_steps: int | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Record a data set: uniform actions, or Stable-Baselines3's SAC as it learns, half-way or at its end.
-
-    Args:
-        dataset: the environment's id, such as SafePendulum-v0.
-        datatype: random, medium-replay, medium or expert.
-        total_step: steps in the data set.
-        seed: of everything that is drawn.
-        output: the file; default: the data folder, from which its name loads it.
-        learning_rate: SAC's; default: the task's recipe, else Stable-Baselines3's.
-        training_steps: of SAC, for medium and expert.
-        overwrite: replace an existing file.
-    """
-    from trebi_gym.datasets import save
-    from trebi_gym.datasets.collect import generate as build
-    from trebi_gym.datasets.provenance import find_spec
-    from trebi_gym.datasets.recipes import dataset_name, recipe_for_env, user_data_folder
-
-    name = dataset_name(find_spec(dataset).id, datatype)
-    target = output or user_data_folder() / f"{name}.hdf5"
-    if target.exists() and not overwrite:
-        raise DatasetError(f"{target} exists already; pass --overwrite to replace it, or another --output")
-    if total_step < 1:
-        raise DatasetError(f"--total-step must be at least 1; got {total_step}")
-    if seed < 0:
-        raise ConfigError(f"--seed must be at least 0; got {seed}")
-    if learning_rate is not None and not learning_rate > 0:
-        raise ConfigError(f"--learning-rate must be positive; got {learning_rate}")
-    check_writable(target)
-    recipe = recipe_for_env(find_spec(dataset).id)
-    hyperparameters = dict(recipe.hyperparameters) if recipe else {}
-    if learning_rate is not None:
-        hyperparameters["learning_rate"] = learning_rate
-    with tqdm(total=None if datatype in ("medium", "expert") else total_step, unit="step", desc=name) as bar:
-        episodes = build(
-            dataset,
-            datatype,
-            steps=total_step,
-            seed=seed,
-            training_steps=training_steps,
-            hyperparameters=hyperparameters,
-            progress=bar.update,  # type: ignore[arg-type]
-        )
-    save(episodes, target)
-    print(f"{episodes}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
 
 
 def learn(
