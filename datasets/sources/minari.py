@@ -44,7 +44,8 @@ class Minari:
         Raises:
             DatasetError: the folder is damaged, its spaces are no boxes of one dimension, or there are no costs.
         """
-        folder = _data_folder(path)
+        # absolute: Minari joins a relative path to itself
+        folder = _data_folder(path.absolute())
         assert folder is not None
         description = _description(folder)
         try:
@@ -141,8 +142,8 @@ def _episode(found: Mapping[str, Any], reading: Reading) -> Episode:
     elif "cost" in infos:
         costs = infos["cost"]
     else:
-        stored = np.shape((found.get("infos") or {}).get("cost", ()))
-        reason = f"its infos/cost has shape {stored}" if stored else "it has no infos/cost"
+        stored = (found.get("infos") or {}).get("cost")
+        reason = "it has no infos/cost" if stored is None else f"its infos/cost has shape {np.shape(stored)}"
         raise DatasetError(
             f"{where} has no cost for each of its {steps} steps: {reason}; pass a cost function (cost=...), such as "
             f'cost="trebi_gym.costs:velocity_cost"; its infos are {", ".join(infos) or "empty"}'
