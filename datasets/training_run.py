@@ -142,7 +142,7 @@ def _make(algo: str, env: gym.Env[Any, Any], seed: int, given: dict[str, Any]) -
     import stable_baselines3
     from stable_baselines3.common.noise import NormalActionNoise
 
-    options = dict(given)
+    options = copy.deepcopy(given)  # Stable-Baselines3 writes into policy_kwargs
     if algo == "td3" and "action_noise" not in options:
         size = int(np.prod(env.action_space.shape or (1,)))
         options["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, EXPLORATION))
