@@ -91,7 +91,8 @@ def velocity_cost(
         raise EnvironmentContractError(
             f'velocity_cost needs info["x_velocity"] in m/s; info had {sorted(map(str, info)) or "nothing"}'
         )
-    return np.abs(np.asarray(info["x_velocity"]))
+    speed: Array = np.abs(np.asarray(info["x_velocity"]))
+    return speed
 
 
 def resolve_cost(cost: CostFunction | str) -> CostFunction:

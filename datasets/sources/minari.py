@@ -234,10 +234,14 @@ def _spaces(dataset: EpisodeDataset) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     env_id = str(dataset.metadata.get("env_id") or "")
     if env_id in gym.registry:
         with gym.make(env_id) as env:
-            boxes = env.observation_space, env.action_space
-        sizes = [space.shape for space in boxes]
-        if sizes == [(dataset.observation_size,), (dataset.action_size,)]:
-            return boxes
+            seen, acts = env.observation_space, env.action_space
+        sizes = [(dataset.observation_size,), (dataset.action_size,)]
+        if (
+            isinstance(seen, gym.spaces.Box)
+            and isinstance(acts, gym.spaces.Box)
+            and [seen.shape, acts.shape] == sizes
+        ):
+            return seen, acts
     bound = float(np.abs(dataset.actions).max())
     return (
         gym.spaces.Box(-np.inf, np.inf, (dataset.observation_size,), dataset.observations.dtype.type),
