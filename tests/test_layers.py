@@ -27,6 +27,7 @@ TOP = {
         "demo",
         "describe",
         "generating",
+        "learning_commands",
         "results",
         "stages",
         "terminal",

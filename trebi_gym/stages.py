@@ -96,14 +96,9 @@ def train_stage(part: str, arguments: StageArguments) -> None:
         device=arguments.device,
         tensorboard_log=folder / f"{part}-log",
     )
-    learner = {
-        "diffusion": agent.learn_diffusion,
-        "reward_critic": agent.learn_reward_critic,
-        "cost_critic": agent.learn_cost_critic,
-    }[part]
     learn_with_checkpoints(
         agent,
-        learner,
+        getattr(agent, f"learn_{part}"),
         arguments.dataset,
         target,
         total_steps=arguments.total_steps,
