@@ -26,6 +26,7 @@ TOP = {
         "data_commands",
         "demo",
         "describe",
+        "downloading",
         "generating",
         "learning_commands",
         "results",
