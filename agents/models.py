@@ -23,6 +23,7 @@ from trebi_gym.agents.networks import make_critic, make_denoiser
 from trebi_gym.agents.training import Loss
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
+from trebi_gym.datasets.recipes import RECIPES, maximum_budget
 from trebi_gym.errors import ConfigError
 
 PARTS = ("diffusion", "reward_critic", "cost_critic")
@@ -82,6 +83,23 @@ def fit_task(dataset: EpisodeDataset, config: TREBIConfig, budget_factor: float 
     )
     windows = make_windows(dataset, config, task)
     return dataclasses.replace(task, cost_scale=max(float(windows.cost_to_go.max()), 1e-6))
+
+
+def budget_factor(dataset: EpisodeDataset, config: TREBIConfig) -> float | None:
+    """Return the configured factor of ``budget_rule="constant"``, else the one published for the data set, if any."""
+    recipe = RECIPES.get(str(dataset.metadata.get("name")))
+    return config.planner.budget_factor or (recipe.budget_factor if recipe else None)
+
+
+def described(dataset: EpisodeDataset) -> dict[str, Any]:
+    """Return what an agent keeps of the data that it learned from; plain JSON."""
+    return {
+        "name": dataset.metadata.get("name"),
+        "env_id": dataset.metadata.get("env_id"),
+        "episodes": len(dataset),
+        "steps": dataset.n_steps,
+        "maximum_budget": maximum_budget(dataset).value,
+    }
 
 
 def make_windows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +16,11 @@ import torch
 from trebi_gym.agents import checkpoint
 from trebi_gym.agents.checkpoint import Checkpoint
 from trebi_gym.agents.config import TREBIConfig
+from trebi_gym.agents.diffuser_import import read_published
 from trebi_gym.agents.learning import Run
 from trebi_gym.agents.models import PARTS, Task, make_model
-from trebi_gym.agents.spaces import agent_spaces
-from trebi_gym.datasets import AffineNormalizer
+from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
+from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError
 
 if TYPE_CHECKING:
@@ -208,11 +209,47 @@ def _take_models(agent: TREBIAgent, found: Checkpoint) -> None:
     for part in found.description["parts"]:
         if part not in PARTS:
             raise CheckpointError(f"unknown part {part!r}; an agent has {', '.join(PARTS)}")
-        model = make_model(part, agent.config, agent.task, seed=0)
-        try:
-            model.load_state_dict(found.part(f"model.{part}"))
-        except RuntimeError as error:
-            raise CheckpointError(f"the weights of {part} do not fit its configuration: {error}") from error
-        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-            raise CheckpointError(f"the weights of {part} are not all finite numbers: learn it again")
+        model = _filled(part, agent.config, agent.task, found.part(f"model.{part}"), "the file")
         agent.models[part] = model.to(agent.device)
+
+
+def _filled(
+    part: str, config: TREBIConfig, task: Task, weights: Mapping[str, torch.Tensor], place: Path | str
+) -> torch.nn.Module:
+    """Return a model with these weights.
+
+    Raises:
+        CheckpointError: they do not fit, or are not all finite.
+    """
+    model = make_model(part, config, task, seed=0)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights of {part} in {place} do not fit its configuration: {error}"
+        ) from error
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise CheckpointError(f"the weights of {part} in {place} are not all finite numbers: learn it again")
+    return model
+
+
+def from_diffuser(
+    cls: type[A], folder: Path, dataset: EpisodeDataset, options: dict[str, Any], **agent: Any
+) -> A:
+    """Make an agent of published Diffuser models; see ``TREBIAgent.from_diffuser``."""
+    found = read_published(folder, **options)
+    sizes = {"observation": (found.observation_size, dataset.observation_size)}
+    sizes["action"] = (found.action_size, dataset.action_size)
+    for name, (theirs, ours) in sizes.items():
+        if theirs != ours:
+            raise CheckpointError(
+                f"{folder} was learned from {name}s of {theirs} numbers, the data set has {ours}; "
+                f"name the data set that it was learned from, {found.source['task']}"
+            )
+    made = cls(spaces_of_dataset(dataset), found.config, **agent)
+    made.take_up(dataset)
+    made.learned_from["imported"] = found.source
+    assert made.task is not None
+    for part, weights in found.weights.items():
+        made.models[part] = _filled(part, made.config, made.task, weights, folder).to(made.device)
+    return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from trebi_gym.agents.config import PlannerConfig
+from trebi_gym.agents.config import PlannerConfig, TREBIConfig
 from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
 from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.models import Task
 from trebi_gym.datasets import AffineNormalizer
 
 Array = npt.NDArray[Any]
@@ -233,3 +234,22 @@ def _with_steps_left(
         return value
 
     return score
+
+
+def make_planner(
+    models: Mapping[str, nn.Module], task: Task, config: TREBIConfig, device: torch.device
+) -> BudgetGuidedPlanner:
+    """Return the planner of an agent's three models, by the names of ``PARTS``."""
+    conditioned = bool(config.denoiser.options.get("condition"))
+    return BudgetGuidedPlanner(
+        models["diffusion"],
+        models["reward_critic"],
+        models["cost_critic"],
+        NoiseSchedule.cosine(config.diffusion_steps).to(device),
+        config.planner,
+        horizon=config.horizon,
+        observation_normalizer=task.observations,
+        action_normalizer=task.actions,
+        cost_scale=task.cost_scale if conditioned else None,
+        least_steps_left=1 if config.early_ends > 0 else config.horizon,
+    )

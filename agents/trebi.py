@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -15,16 +15,14 @@ from stable_baselines3.common.logger import Logger, configure
 
 from trebi_gym.agents import inputs, persistence, spaces
 from trebi_gym.agents.config import TREBIConfig
-from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.inputs import BudgetLike, PlanState, continued, parse_request, planning_budgets
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
-from trebi_gym.agents.models import LEARNERS, PARTS, Task, fit_task
-from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
+from trebi_gym.agents.models import LEARNERS, PARTS, Task, budget_factor, described, fit_task
+from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan, make_planner
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
-from trebi_gym.datasets.recipes import RECIPES, maximum_budget
 from trebi_gym.errors import NotLearnedError
 
 Array = npt.NDArray[Any]
@@ -133,17 +131,7 @@ class TREBIAgent:
             self.observation_space, self.action_space = spaces_of_dataset(episodes)
         check_dataset(episodes, self.observation_space, self.action_space)
         # a single part of an agent that has others keeps the normalisers that these were fitted with
-        if self.task is None or set(parts) == set(PARTS):
-            recipe = RECIPES.get(str(episodes.metadata.get("name")))
-            factor = self.config.planner.budget_factor or (recipe.budget_factor if recipe else None)
-            self.task = fit_task(episodes, self.config, factor)
-        self.learned_from = {
-            "name": episodes.metadata.get("name"),
-            "env_id": episodes.metadata.get("env_id"),
-            "episodes": len(episodes),
-            "steps": episodes.n_steps,
-            "maximum_budget": maximum_budget(episodes).value,
-        }
+        self.take_up(episodes, refit=self.task is None or set(parts) == set(PARTS))
         self._planner = None
         if resume_from is None:
             for part in parts:
@@ -153,6 +141,13 @@ class TREBIAgent:
             persistence.resume(self, resume_from, parts)
         run_parts(self, parts, episodes, total_steps, callback, log_interval, progress_bar)
         return self
+
+    def take_up(self, dataset: EpisodeDataset, refit: bool = True) -> None:
+        """Note which data are learned from, and fit to them what every model shares; ``learn`` does it by itself."""
+        if refit:
+            self.task = fit_task(dataset, self.config, budget_factor(dataset, self.config))
+        kept = {key: value for key, value in self.learned_from.items() if key == "imported"}
+        self.learned_from = described(dataset) | kept
 
     @property
     def logger(self) -> Logger:
@@ -252,19 +247,7 @@ class TREBIAgent:
                 f"the agent has not learned all its models yet; call learn(dataset), or {remedies}"
             )
         if self._planner is None:
-            conditioned = bool(self.config.denoiser.options.get("condition"))
-            self._planner = BudgetGuidedPlanner(
-                self.models["diffusion"],
-                self.models["reward_critic"],
-                self.models["cost_critic"],
-                NoiseSchedule.cosine(self.config.diffusion_steps).to(self.device),
-                self.config.planner,
-                horizon=self.config.horizon,
-                observation_normalizer=self.task.observations,
-                action_normalizer=self.task.actions,
-                cost_scale=self.task.cost_scale if conditioned else None,
-                least_steps_left=1 if self.config.early_ends > 0 else self.config.horizon,
-            )
+            self._planner = make_planner(self.models, self.task, self.config, self.device)
         return self._planner, self.task
 
     def set_planner(self, **changes: Any) -> Self:
@@ -299,6 +282,37 @@ class TREBIAgent:
             CheckpointError: it is not a saved agent, or the files in the folder do not belong together.
         """
         return persistence.load(cls, path, env, device)
+
+    @classmethod
+    def from_diffuser(
+        cls,
+        folder: str | os.PathLike[str],
+        dataset: EpisodeDataset | str | os.PathLike[str],
+        epoch: int | Literal["latest"] = "latest",
+        *,
+        experiment: str | None = None,
+        ema: bool = True,
+        device: torch.device | str = "auto",
+        seed: int | None = None,
+    ) -> Self:
+        """Take Diffuser's published trajectory model and value as ours; only the cost critic is left to learn.
+
+        Args:
+            folder: ``<task>``, which holds ``diffusion/<experiment>`` and ``values/<experiment>``.
+            dataset: what they were learned from: it gives the normalisers, and the budgets.
+            epoch: of ``state_<epoch>.pt``; "latest" takes each model's last.
+            experiment: which, where there are several.
+            ema: the averaged weights, which act; False: those that were optimised.
+            device: "auto", "cpu", "cuda", ...
+            seed: of learning and planning; None draws one.
+
+        Raises:
+            CheckpointError: the folder is not what is published, or does not fit the data; nothing in it is run.
+            DatasetError: the data set cannot be used.
+        """
+        episodes = dataset if isinstance(dataset, EpisodeDataset) else load_dataset(dataset)
+        options = {"epoch": epoch, "experiment": experiment, "ema": ema}
+        return persistence.from_diffuser(cls, Path(folder), episodes, options, device=device, seed=seed)
 
     def __repr__(self) -> str:
         learned = ", ".join(self.models) or "nothing"

@@ -12,10 +12,9 @@ from trebi_gym.data_commands import convert, info
 from trebi_gym.errors import ConfigError
 from trebi_gym.files import check_writable
 from trebi_gym.generating import generate
+from trebi_gym.learning_commands import import_agent, learn, learn_part
 from trebi_gym.terminal import (
-    learn_with_checkpoints,
     parse_change,
-    partial_file,
     resolve_env,
     resolve_maximum,
     run,
@@ -23,56 +22,6 @@ from trebi_gym.terminal import (
 
 T = TypeVar("T")
 Positional = Annotated[T, tyro.conf.Positional]
-
-
-def learn(
-    dataset: str,
-    output: Path,
-    config: str = "fast",
-    total_steps: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    log_folder: Path | None = None,
-    checkpoint_every: int = 2_000,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Learn an agent from logged episodes, without touching the system.
-
-    Args:
-        dataset: a data set's name or file.
-        output: the agent's file, a zip.
-        config: a preset: fast, toy_safe_env or locomotion.
-        total_steps: optimiser steps of the three models together; default: the preset's.
-        seed: of weights and training.
-        device: auto, cpu, cuda, ...
-        log_folder: for the training log, as TensorBoard events and CSV.
-        checkpoint_every: optimiser steps between two copies that --resume can go on from; 0 for none.
-        resume: go on where an interrupted run stopped.
-        overwrite: replace an existing agent.
-    """
-    from trebi_gym.agents import TREBIAgent
-    from trebi_gym.agents.presets import preset
-    from trebi_gym.datasets.recipes import known_name
-
-    target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
-    _free(target, overwrite)
-    agent = TREBIAgent(
-        config=preset(config, known_name(dataset)), seed=seed, device=device, tensorboard_log=log_folder
-    )
-    learn_with_checkpoints(
-        agent,
-        agent.learn,
-        dataset,
-        target,
-        total_steps=total_steps,
-        every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    agent.save(target)
-    partial_file(target).unlink(missing_ok=True)
-    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
 
 
 def evaluate(
@@ -219,6 +168,8 @@ def bench(
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "learn": learn,
+    "learn-part": learn_part,
+    "import": import_agent,
     "evaluate": evaluate,
     "record": record,
     "info": info,
@@ -235,8 +186,3 @@ def main(arguments: list[str] | None = None) -> None:
             COMMANDS, prog="trebi", args=arguments, description=__doc__
         )
     )
-
-
-def _free(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target} exists already; pass --overwrite to replace it, or another --output")

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 
-from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents import TREBIAgent, TREBIConfig
+from trebi_gym.agents.accounting import OriginalAccounting
 from trebi_gym.agents.models import LEARNERS, PARTS
-from trebi_gym.agents.presets import preset
-from trebi_gym.datasets.recipes import known_name
+from trebi_gym.agents.presets import PRESETS, preset
+from trebi_gym.datasets.recipes import RECIPES, known_name
 from trebi_gym.errors import ConfigError, NotLearnedError
 from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
+from trebi_gym.rollout import Policy
 from trebi_gym.terminal import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum
 
 
@@ -27,8 +29,8 @@ class StageArguments:
 
     dataset: str
     """A data set's name or file."""
-    config: str = "config.toy_safe_env"
-    """config.toy_safe_env, config.locomotion, or config.fast."""
+    config: str | None = None
+    """config.toy_safe_env, config.locomotion, config.fast or config.fast_long; default: the paper's for the data set."""
     logbase: Path = Path("logs")
     """Agent folders are made in here."""
     total_steps: Annotated[int | None, tyro.conf.arg(aliases=("--n-train-steps",))] = None
@@ -49,8 +51,8 @@ class PlanArguments:
 
     dataset: str
     """The data set that the agent was learned from."""
-    config: str = "config.toy_safe_env"
-    """The preset that the three stages were run with."""
+    config: str | None = None
+    """The preset that the three stages were run with; default: the paper's for the data set."""
     logbase: Path = Path("logs")
     """Where the agent folder is."""
     ratio_of_maxthreshold: float = 1.0
@@ -69,16 +71,41 @@ class PlanArguments:
     """The budget at ratio 1; default: the data set's."""
     cost_grad_weight: float | None = None
     """w, the weight of the cost's gradient; default: the preset's."""
-    candidates: int | None = None
+    candidates: Annotated[int | None, tyro.conf.arg(aliases=("--batch-size",))] = None
     """Plans for each decision; default: the preset's."""
+    guide_type: Literal[0, 1] | None = None
+    """0 or 1, see PlannerConfig; default: the preset's."""
+    guide_scale: Annotated[float | None, tyro.conf.arg(aliases=("--scale",))] = None
+    """How far one guided move goes; default: the preset's."""
+    guide_stop: Annotated[int | None, tyro.conf.arg(aliases=("--t-stopgrad",))] = None
+    """No guided move in denoising steps below this one; default: the preset's."""
+    guide_moves: Annotated[int | None, tyro.conf.arg(aliases=("--n-guide-steps",))] = None
+    """Guided moves in every denoising step; default: the preset's."""
+    test_cost_with_discount: bool | None = None
+    """Budgets and costs discounted as the cost critic's; default: as the paper scores the preset's tasks."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
 
 
-def agent_folder(logbase: Path, dataset: str, config: str) -> Path:
+def stage_config(dataset: str, config: str | None) -> TREBIConfig:
+    """Return the configuration of a stage: the named preset, else the paper's, with what it sets for the data set.
+
+    Raises:
+        ConfigError: no such preset, or none is named and the paper has none for the data set.
+    """
+    name = known_name(dataset)
+    if config is None and name is None:
+        raise ConfigError(
+            f"the paper has no preset for {dataset}; pass --config, one of "
+            f"{', '.join(f'config.{known}' for known in PRESETS)}"
+        )
+    return preset(config or RECIPES[str(name)].preset, name)
+
+
+def agent_folder(logbase: Path, dataset: str, config: str | None) -> Path:
     """Return the folder where the stages leave their models."""
     name = Path(dataset).stem if Path(dataset).suffix else dataset
-    return logbase / name / preset(config).preset
+    return logbase / name / stage_config(dataset, config).preset
 
 
 def train_stage(part: str, arguments: StageArguments) -> None:
@@ -91,19 +118,14 @@ def train_stage(part: str, arguments: StageArguments) -> None:
     folder = agent_folder(arguments.logbase, arguments.dataset, arguments.config)
     target = folder / f"{part}.zip"
     agent = TREBIAgent(
-        config=preset(arguments.config, known_name(arguments.dataset)),
+        config=stage_config(arguments.dataset, arguments.config),
         seed=arguments.seed,
         device=arguments.device,
         tensorboard_log=folder / f"{part}-log",
     )
-    learner = {
-        "diffusion": agent.learn_diffusion,
-        "reward_critic": agent.learn_reward_critic,
-        "cost_critic": agent.learn_cost_critic,
-    }[part]
     learn_with_checkpoints(
         agent,
-        learner,
+        getattr(agent, f"learn_{part}"),
         arguments.dataset,
         target,
         total_steps=arguments.total_steps,
@@ -129,28 +151,32 @@ def plan_stage(arguments: PlanArguments) -> None:
     missing = [part for part in PARTS if not (folder / f"{part}.zip").is_file()]
     if missing:
         todo = ", ".join(f"{part} (python {LEARNERS[part][1]})" for part in missing)
-        raise NotLearnedError(
-            f"{folder} lacks {todo}; run it with --dataset {arguments.dataset} --config {arguments.config}"
-        )
+        chosen = f" --config {arguments.config}" if arguments.config else ""
+        raise NotLearnedError(f"{folder} lacks {todo}; run it with --dataset {arguments.dataset}{chosen}")
     if arguments.random_budget not in (0, 1):
         raise ConfigError(f"--random_budget is 0 or 1; got {arguments.random_budget}")
     agent = TREBIAgent.load(folder, device=arguments.device)
-    changes: dict[str, float] = {"control_interval": arguments.control_interval}
-    if arguments.cost_grad_weight is not None:
-        changes["cost_weight"] = arguments.cost_grad_weight
-    if arguments.candidates is not None:
-        changes["candidates"] = arguments.candidates
-    agent.set_planner(**changes)
-    maximum = resolve_maximum(agent, arguments.maximum)
+    given = {
+        "cost_weight": arguments.cost_grad_weight,
+        "candidates": arguments.candidates,
+        "guide_type": arguments.guide_type,
+        "guide_scale": arguments.guide_scale,
+        "guide_stop": arguments.guide_stop,
+        "guide_moves": arguments.guide_moves,
+        "control_interval": arguments.control_interval,
+    }
+    agent.set_planner(**{name: value for name, value in given.items() if value is not None})
+    policy, discount, maximum = _accounting(agent, arguments)
     env_id = arguments.env or resolve_env(agent)
     if arguments.random_budget:
         ratios = np.random.default_rng(arguments.seed).uniform(0.1, 1.0, arguments.episodes)
         result = evaluate_episodes(
-            agent,
+            policy,
             env_id,
             budgets=[float(ratio * maximum) for ratio in ratios],
             seeds=[arguments.seed + index for index in range(arguments.episodes)],
             seed=arguments.seed,
+            discount=discount,
             progress_bar=True,
         )
         whole = result.summary()
@@ -163,11 +189,12 @@ def plan_stage(arguments: PlanArguments) -> None:
     else:
         budget = arguments.ratio_of_maxthreshold * maximum
         result = evaluate_budgets(
-            agent,
+            policy,
             env_id,
             budgets=[budget],
             episodes=arguments.episodes,
             seed=arguments.seed,
+            discount=discount,
             progress_bar=True,
         )
         print(result.table())
@@ -176,3 +203,30 @@ def plan_stage(arguments: PlanArguments) -> None:
         name += f"-interval-{arguments.control_interval}"
     result.save(folder / f"{name}.json")
     print(f"written to {folder / name}.json")
+
+
+def _accounting(agent: TREBIAgent, arguments: PlanArguments) -> tuple[Policy, float, float]:
+    """Return what acts, the discount of budgets, and the budget at ratio 1: as the paper counts for its presets.
+
+    Its toy tasks are scored undiscounted, with the budget turned into a discounted one by the data set's factor; its
+    MuJoCo tasks are scored discounted, against the discounted maximum.
+    """
+    assert agent.task is not None
+    config = agent.config
+    recipe = RECIPES.get(str(known_name(arguments.dataset)))
+    discounted = arguments.test_cost_with_discount
+    if discounted is None:
+        discounted = config.preset == "locomotion"
+    if discounted:
+        maximum = arguments.maximum
+        if maximum is None and recipe is not None:
+            maximum = recipe.discounted_maximum
+        if maximum is None:
+            raise ConfigError(
+                f"no discounted maximum budget is published for {arguments.dataset}; pass --maximum, in discounted cost"
+            )
+        return agent, config.cost_discount, maximum
+    maximum = resolve_maximum(agent, arguments.maximum)
+    if config.planner.budget_rule == "constant":
+        return OriginalAccounting(agent, agent.task.budget_factor, config.cost_discount), 1.0, maximum
+    return agent, 1.0, maximum

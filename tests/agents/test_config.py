@@ -59,7 +59,7 @@ def test_toy_safe_env_is_the_papers():
     planner = config.planner
     assert (planner.candidates, planner.sampler, planner.sampler_steps) == (128, "ddpm", None)
     assert (planner.guide_scale, planner.guide_stop, planner.guide_moves) == (0.1, 2, 2)
-    assert (planner.cost_weight, planner.guide_type) == (20.0, 1)
+    assert (planner.cost_weight, planner.guide_type) == (20.0, 0)
     assert planner.budget_rule == "constant"
     assert planner.budget_factor is None
 

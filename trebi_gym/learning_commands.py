@@ -1,0 +1,160 @@
+"""The commands that make an agent: learn all of it, learn one part, or take published models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from trebi_gym.errors import ConfigError
+from trebi_gym.files import check_writable
+from trebi_gym.terminal import learn_with_checkpoints, partial_file
+
+T = TypeVar("T")
+Positional = Annotated[T, tyro.conf.Positional]
+
+
+def learn(
+    dataset: str,
+    output: Path,
+    config: str = "fast",
+    total_steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    log_folder: Path | None = None,
+    checkpoint_every: int = 2_000,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Learn an agent from logged episodes, without touching the system.
+
+    Args:
+        dataset: a data set's name or file.
+        output: the agent's file, a zip.
+        config: a preset: fast, toy_safe_env or locomotion.
+        total_steps: optimiser steps of the three models together; default: the preset's.
+        seed: of weights and training.
+        device: auto, cpu, cuda, ...
+        log_folder: for the training log, as TensorBoard events and CSV.
+        checkpoint_every: optimiser steps between two copies that --resume can go on from; 0 for none.
+        resume: go on where an interrupted run stopped.
+        overwrite: replace an existing agent.
+    """
+    from trebi_gym.agents import TREBIAgent
+    from trebi_gym.agents.presets import preset
+    from trebi_gym.datasets.recipes import known_name
+
+    target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
+    _free(target, overwrite)
+    agent = TREBIAgent(
+        config=preset(config, known_name(dataset)), seed=seed, device=device, tensorboard_log=log_folder
+    )
+    learn_with_checkpoints(
+        agent,
+        agent.learn,
+        dataset,
+        target,
+        total_steps=total_steps,
+        every=checkpoint_every,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    agent.save(target)
+    partial_file(target).unlink(missing_ok=True)
+    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+
+
+def import_agent(
+    format: Positional[Literal["diffuser"]],
+    folder: Positional[Path],
+    output: Path,
+    dataset: str | None = None,
+    epoch: str = "latest",
+    experiment: str | None = None,
+    optimised: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Take published models of another project as an agent; what it still lacks is learned by trebi learn-part.
+
+    Args:
+        format: diffuser: the trajectory model and the value that Diffuser publishes.
+        folder: of one task, with diffusion/EXPERIMENT and values/EXPERIMENT inside.
+        output: the agent's file, a zip.
+        dataset: what the models were learned from, a name or file; default: the folder's name.
+        epoch: of state_EPOCH.pt; latest takes the last.
+        experiment: which, where there are several.
+        optimised: take the weights that were optimised instead of their average.
+        seed: of learning and planning.
+        device: auto, cpu, cuda, ...
+        overwrite: replace an existing agent.
+    """
+    from trebi_gym.agents import TREBIAgent
+
+    target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
+    _free(target, overwrite)
+    if epoch != "latest" and not epoch.isdecimal():
+        raise ConfigError(f"--epoch is a number or latest; got {epoch!r}")
+    check_writable(target)
+    agent = TREBIAgent.from_diffuser(
+        folder,
+        dataset or folder.resolve().name,
+        "latest" if epoch == "latest" else int(epoch),
+        experiment=experiment,
+        ema=not optimised,
+        device=device,
+        seed=seed,
+    )
+    agent.save(target)
+    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+    print(f"still to do: trebi learn-part cost_critic --agent {target}")
+
+
+def learn_part(
+    part: Positional[Literal["diffusion", "reward_critic", "cost_critic"]],
+    agent: Path,
+    dataset: str | None = None,
+    output: Path | None = None,
+    total_steps: int | None = None,
+    device: str = "auto",
+    log_folder: Path | None = None,
+    checkpoint_every: int = 2_000,
+    resume: bool = False,
+) -> None:
+    """Learn one of an agent's three models, and keep the others.
+
+    Args:
+        part: diffusion, reward_critic or cost_critic.
+        agent: the agent's file.
+        dataset: a data set's name or file; default: the one that the agent was made with.
+        output: the file of the agent with the new model; default: the agent's own.
+        total_steps: optimiser steps; default: the configuration's.
+        device: auto, cpu, cuda, ...
+        log_folder: for the training log, as TensorBoard events and CSV.
+        checkpoint_every: optimiser steps between two copies that --resume can go on from; 0 for none.
+        resume: go on where an interrupted run stopped.
+    """
+    from trebi_gym.agents import TREBIAgent
+
+    loaded = TREBIAgent.load(agent, device=device)
+    loaded.tensorboard_log = log_folder
+    target = output or agent
+    learn_with_checkpoints(
+        loaded,
+        getattr(loaded, f"learn_{part}"),
+        dataset or loaded.learned_from.get("name"),
+        target,
+        total_steps=total_steps,
+        every=checkpoint_every,
+        resume=resume,
+    )
+    loaded.save(target)
+    partial_file(target).unlink(missing_ok=True)
+    print(f"{loaded}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+
+
+def _free(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} exists already; pass --overwrite to replace it, or another --output")
