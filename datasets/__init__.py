@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from trebi_gym.budget import is_whole
@@ -39,7 +40,7 @@ def load(
         name_or_path: a file or folder, or a name such as ``SafePendulum-medium-replay-v0``.
         cost: a cost function, or its ``"module:name"``, that takes the place of the stored costs.
         name: the known name of what the file holds, such as ``hopper-medium-v2``, where its own does not say so.
-        episode_length: the task's time limit in steps, where neither the file nor the name tells it.
+        episode_length: the task's time limit in steps, in the place of what the file or the name tells.
 
     Raises:
         DatasetError: nothing is found there, or what is found is not a usable data set; the message says what is wrong.
@@ -57,7 +58,10 @@ def load(
     )
     for source in SOURCES.values():
         if source.recognises(path):
-            return source.read(path, reading)
+            dataset = source.read(path, reading)
+            if episode_length is None or dataset.metadata.get("episode_length") == episode_length:
+                return dataset
+            return replace(dataset, metadata={**dataset.metadata, "episode_length": int(episode_length)})
     if path.is_dir():
         raise DatasetError(
             f"{path} is a folder but no Minari data set; give the data set's file or Minari folder"

@@ -24,7 +24,7 @@ def check_steps(arrays: Mapping[str, Any]) -> dict[str, Array]:
     A column (S, 1) of numbers that should be (S,) is taken as such.
 
     Raises:
-        DatasetError: lengths that differ, a wrong number of dimensions, NaN or infinite values.
+        DatasetError: lengths that differ, a wrong number of dimensions, NaN or infinite values, flags other than 0 and 1.
     """
     checked = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in checked.items():
@@ -38,6 +38,10 @@ def check_steps(arrays: Mapping[str, Any]) -> dict[str, Array]:
             shape = "two dimensions (steps, features)" if name in MATRICES else "one dimension (steps,)"
             raise DatasetError(f"{name} must have {shape}; found {array.shape}")
         check_finite(name, array)
+        if name in ("terminals", "timeouts") and not np.isin(array, (0, 1)).all():
+            raise DatasetError(
+                f"{name} must hold 0 and 1, or False and True; found {np.unique(array)[:5].tolist()}"
+            )
     if "next_observations" in checked and checked["observations"].shape != checked["next_observations"].shape:
         raise DatasetError(
             "observations and next_observations must have the same shape; "

@@ -16,8 +16,10 @@ from trebi_gym.costs import resolve_cost
 from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import (
+    REPEATED,
     end_at_jumps,
     flat_arrays,
+    following_observations,
     read_flat,
     read_metadata,
     top_keys,
@@ -82,10 +84,8 @@ class D4RL:
                 arrays["timeouts"] = _timeouts(arrays, reading)
             notes = end_at_jumps(arrays, path)
             if "next_observations" not in arrays:
-                notes.append(
-                    "the observation after an episode's last step is not in the file: the last one is repeated"
-                )
-                arrays["next_observations"] = _following(arrays)
+                notes.append(REPEATED)
+                arrays["next_observations"] = following_observations(arrays)
             arrays["costs"] = _costs(
                 arrays, {key.removeprefix("infos/"): value for key, value in infos.items()}, reading
             )
@@ -122,14 +122,6 @@ def _timeouts(arrays: dict[str, Array], reading: Reading) -> npt.NDArray[np.bool
         "it has neither timeouts nor next_observations, so that an episode's end by a time limit cannot be told; pass "
         'episode_length=..., or the known name of what it holds, such as name="hopper-medium-v2"'
     )
-
-
-def _following(arrays: dict[str, Array]) -> Array:
-    observations = arrays["observations"]
-    following = np.concatenate([observations[1:], observations[-1:]])
-    ends = np.flatnonzero(arrays["terminals"].astype(np.bool_) | arrays["timeouts"].astype(np.bool_))
-    following[ends] = observations[ends]
-    return following
 
 
 def _costs(arrays: dict[str, Array], infos: dict[str, Array], reading: Reading) -> Array:

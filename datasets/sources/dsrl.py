@@ -1,7 +1,7 @@
 """DSRL's HDF5 (arXiv 2306.09303): flat arrays of steps, with the cost of each step as it was recorded.
 
 The keys are ``observations, next_observations, actions, rewards, costs, terminals, timeouts``; an episode ends at
-``terminals | timeouts``. A log of one's own that has these keys is one.
+``terminals | timeouts``. A log of one's own that has these keys is one, also without ``next_observations``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import (
     KEYS,
+    REPEATED,
     end_at_jumps,
     flat_arrays,
+    following_observations,
     read_flat,
     read_metadata,
     top_keys,
@@ -43,11 +45,14 @@ class DSRL:
         Raises:
             DatasetError: keys are missing, or what they hold does not fit.
         """
-        arrays = read_flat(path, KEYS)
+        arrays = read_flat(path, [key for key in KEYS if key != "next_observations"], ["next_observations"])
         metadata = read_metadata(path, METADATA)
         try:
             arrays = check_steps(arrays)
             notes = end_at_jumps(arrays, path)
+            if "next_observations" not in arrays:
+                notes.append(REPEATED)
+                arrays["next_observations"] = following_observations(arrays)
             if reading.cost is not None:
                 arrays["costs"] = np.asarray(
                     reading.cost(arrays["observations"], arrays["actions"], arrays["next_observations"], {})

@@ -147,6 +147,18 @@ def flat_arrays(dataset: EpisodeDataset) -> dict[str, Array]:
     }
 
 
+def following_observations(arrays: Mapping[str, Array]) -> Array:
+    """Return (S, O) the observation after each step, where a file has none: after an episode's last step, the last one."""
+    observations = arrays["observations"]
+    following: Array = np.concatenate([observations[1:], observations[-1:]])
+    ends = np.flatnonzero(arrays["terminals"].astype(np.bool_) | arrays["timeouts"].astype(np.bool_))
+    following[ends] = observations[ends]
+    return following
+
+
+REPEATED = "the observation after an episode's last step is not in the file: the last one is repeated"
+
+
 def end_at_jumps(arrays: dict[str, Array], path: Path) -> list[str]:
     """Mark a timeout wherever the next observation is not the following step's; return a note about how many.
 

@@ -151,6 +151,24 @@ def test_next_observations_that_never_follow_are_refused(folder, tmp_path):
         load(path)
 
 
+def test_a_log_with_costs_needs_no_next_observations(folder, tmp_path, expected):
+    path = tmp_path / "log.hdf5"
+    path.write_bytes((folder / EVERY["dsrl"]).read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["next_observations"]
+    found = load(path)
+    for array in ("lengths", "actions", "costs", "terminated"):
+        np.testing.assert_array_equal(getattr(found, array), getattr(expected, array))
+    for episode in found:
+        np.testing.assert_array_equal(episode.observations[-1], episode.observations[-2])
+    assert any("the last one is repeated" in note for note in found.metadata["notes"])
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_given_episode_length_is_taken_for_every_format(folder, kind):
+    assert load(folder / EVERY[kind], episode_length=77).episode_length == 77
+
+
 def test_minari_data_without_costs_take_a_cost_function(folder, expected):
     path = folder / "minari/toy/costless-v0"
     with pytest.raises(
@@ -323,6 +341,10 @@ FLAT = {
     "without an end": (
         lambda p: (edit(p, "terminals", np.zeros(8, bool)), edit(p, "timeouts", np.zeros(8, bool))),
         "is marked in terminals or timeouts",
+    ),
+    "with flags that are none": (
+        lambda p: edit(p, "terminals", np.full(8, 0.5)),
+        "terminals must hold 0 and 1",
     ),
     "of text": (lambda p: edit(p, "rewards", np.array([b"a"] * 8)), "must hold numbers"),
     "empty": (
