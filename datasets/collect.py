@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +15,24 @@ import torch
 
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
 from trebi_gym.datasets.parts import Parts
-from trebi_gym.datasets.provenance import describe_env, with_statistics
-from trebi_gym.datasets.recording import Recording
+from trebi_gym.datasets.provenance import describe_env, statistics, with_statistics
+from trebi_gym.datasets.recording import Recording, check_spaces
 from trebi_gym.errors import DatasetError
 from trebi_gym.rollout import Policy, make_envs, rollout
 
-BLOCK = 20_000
+BLOCK = 50_000
 """Steps that are recorded from a policy before they are kept on the disk."""
 
-Progress = Callable[[int], None]  # called with the number of steps that were added
+Progress = Callable[[int], object]  # called with the number of steps that were added
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many steps of a data set one policy gives."""
+    """How many steps of a data set one policy gives at least, in whole episodes."""
 
     policy: Policy
     steps: int
+    weight: float = 1.0  # its part of the whole
 
 
 def collect(
@@ -41,15 +44,16 @@ def collect(
     n_envs: int = 8,
     deterministic: bool = False,
     progress: Progress | None = None,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> EpisodeDataset:
     """Record whole episodes of a policy until they hold at least ``steps`` steps.
 
-    Episodes are taken in the order in which they started, so that short ones are not preferred.
+    Episodes are taken in the order in which they started, so that short ones are not preferred. Under one seed, and with
+    as many environments, the same steps are recorded.
 
     Args:
         env_id: an environment with ``info["cost"]``.
-        policy: what acts, with budgets of infinity.
+        policy: what acts, with budgets of infinity: ``load_policy``'s, a ``TREBIAgent``, or anything with its ``predict``.
         steps: the least number of steps.
         seed: of the first episode; the others count on from it.
         n_envs: environments at once.
@@ -58,33 +62,121 @@ def collect(
         metadata: added to what is recorded about the environment.
 
     Raises:
-        DatasetError: ``steps`` or ``n_envs`` is not positive.
-        EnvironmentContractError: the environment reports no cost.
+        DatasetError: ``steps`` or ``n_envs`` is not positive, or ``seed`` negative.
+        EnvironmentContractError: the environment reports no cost, or its spaces are no one-dimensional boxes.
     """
-    check_counts(steps=steps, n_envs=n_envs)
-    episodes = _record(env_id, policy, steps, seed, n_envs, deterministic, progress)
-    information = describe_env(env_id) | {"seed": seed, **(metadata or {})}
-    return with_statistics(EpisodeDataset.from_episodes(episodes, information))
+    return collect_shares(
+        env_id,
+        [Share(policy, steps)],
+        seed=seed,
+        n_envs=n_envs,
+        deterministic=deterministic,
+        progress=progress,
+        metadata={"seed": seed, **(metadata or {})},
+    )
 
 
-def _record(
+def collect_shares(
+    env_id: str,
+    shares: Sequence[Share],
+    *,
+    seed: int,
+    n_envs: int = 8,
+    deterministic: bool = False,
+    progress: Progress | None = None,
+    parts: Parts | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> EpisodeDataset:
+    """Record shares one after the other, in blocks of about ``BLOCK`` steps.
+
+    What a block holds follows from the seed, the block's number and the number of episodes before it: environments are
+    made anew, episode i has the environment's seed ``seed + i``, and what the policy draws is seeded for each block. So
+    blocks that are on the disk already need not be recorded again, and the result is the same to the bit.
+
+    Args:
+        env_id: an environment with ``info["cost"]``.
+        shares: policies, and how many steps each gives.
+        seed: of everything that is drawn.
+        n_envs: environments at once.
+        deterministic: handed to the policies.
+        progress: called with the number of new steps.
+        parts: where finished blocks are kept, and found.
+        metadata: added to what is recorded about environment and policies.
+
+    Raises:
+        DatasetError: a number that is out of range.
+        EnvironmentContractError: the environment reports no cost, or its spaces are no one-dimensional boxes.
+    """
+    check_counts(n_envs=n_envs, steps=min(share.steps for share in shares))
+    if seed < 0:
+        raise DatasetError(f"seed must be at least 0; got {seed}")
+    check_spaces(env_id)
+    number = episodes = 0
+    joined: list[EpisodeDataset] = []
+    seconds = 0.0
+    for share in shares:
+        blocks: list[EpisodeDataset] = []
+        while (missing := share.steps - sum(block.n_steps for block in blocks)) > 0:
+            if parts is not None and parts.has(number):
+                block = parts.read(number)
+                if progress is not None:
+                    progress(block.n_steps)
+            else:
+                began = time.monotonic()
+                with _seeded(share.policy, [seed, number]):
+                    recorded = _block(
+                        env_id, share.policy, missing, seed + episodes, n_envs, deterministic, progress
+                    )
+                block = EpisodeDataset.from_episodes(recorded, {"seconds": time.monotonic() - began})
+                if parts is not None:
+                    parts.write(number, block)
+            blocks.append(block)
+            seconds += float(block.metadata["seconds"])
+            episodes += len(block)
+            number += 1
+        joined.append(EpisodeDataset.from_episodes(itertools.chain.from_iterable(blocks)))
+    whole = EpisodeDataset.from_episodes(
+        itertools.chain.from_iterable(joined),
+        {
+            **describe_env(env_id),
+            "n_envs": n_envs,
+            "steps_per_second": round(sum(found.n_steps for found in joined) / max(seconds, 1e-9), 1),
+            "policies": [
+                {**_describe(share.policy), "weight": share.weight, **statistics(found)}
+                for share, found in zip(shares, joined, strict=True)
+            ],
+            **(metadata or {}),
+        },
+    )
+    return with_statistics(whole)
+
+
+def _block(
     env_id: str,
     policy: Policy,
-    steps: int,
+    missing: int,
     seed: int,
     n_envs: int,
     deterministic: bool,
     progress: Progress | None,
 ) -> list[Episode]:
-    envs = make_envs(env_id, n_envs)
+    """Record about ``BLOCK`` steps; of the last block just the first episodes that hold the ``missing`` steps.
+
+    When enough steps are taken no new episode begins, and those that run go on to their ends, so that none is wasted.
+    """
+    wanted, is_last = min(BLOCK, missing), missing <= BLOCK
     running: dict[int, Recording] = {}
     finished: dict[int, Episode] = {}
-    kept: list[Episode] = []
-    total = 0
+    taken = 0
+
+    def budgets() -> Iterator[float]:
+        while taken < wanted:
+            yield math.inf
+
+    envs = make_envs(env_id, n_envs)
     try:
-        for step in rollout(
-            policy, envs, budgets=itertools.repeat(math.inf), seed=seed, deterministic=deterministic
-        ):
+        for step in rollout(policy, envs, budgets=budgets(), seed=seed, deterministic=deterministic):
+            taken += int(step.active.sum())
             for index in np.flatnonzero(step.active):
                 number = int(step.episode[index])
                 if number not in running:
@@ -96,68 +188,41 @@ def _record(
                     finished[number] = running.pop(number).finish(
                         bool(step.terminated[index]), bool(step.truncated[index])
                     )
-            while len(kept) in finished and total < steps:
-                kept.append(finished.pop(len(kept)))
-                total += len(kept[-1])
-                if progress is not None:
-                    progress(len(kept[-1]))
-            if total >= steps:
-                return kept
+                    if progress is not None:
+                        progress(len(finished[number]))
+            if is_last and step.done.any():
+                kept = first_episodes(finished, missing)
+                if sum(map(len, kept)) >= missing:
+                    return kept
     finally:
         envs.close()
-    raise AssertionError("a rollout with endless budgets does not end")
+    return [finished[number] for number in range(len(finished))]
 
 
-def collect_shares(
-    env_id: str,
-    shares: Sequence[Share],
-    *,
-    seed: int,
-    n_envs: int,
-    progress: Progress | None,
-    parts: Parts | None,
-) -> EpisodeDataset:
-    """Record shares one after the other, in blocks that each have a seed of their own.
+def first_episodes(finished: Mapping[int, Episode], steps: int) -> list[Episode]:
+    """Return episodes 0, 1, 2, ... until they hold ``steps`` steps or one is missing."""
+    kept: list[Episode] = []
+    total = 0
+    while total < steps and len(kept) in finished:
+        kept.append(finished[len(kept)])
+        total += len(kept[-1])
+    return kept
 
-    A block's episodes and draws follow from the seed and its place alone, so that blocks that are on the disk already
-    need not be recorded again.
 
-    Args:
-        env_id: an environment with ``info["cost"]``.
-        shares: policies, and how many steps each gives at least.
-        seed: of everything that is drawn.
-        n_envs: environments at once.
-        progress: called with the number of new steps.
-        parts: where finished blocks are kept, and found.
+@contextlib.contextmanager
+def _seeded(policy: Policy, entropy: list[int]) -> Iterator[None]:
+    """Seed what a policy draws; torch's global state, which Stable-Baselines3 draws from, is put back afterwards."""
+    drawn = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    seeder = getattr(policy, "set_random_seed", None)
+    if seeder is not None:
+        seeder(drawn)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(drawn)
+        yield
 
-    Raises:
-        EnvironmentContractError: the environment reports no cost.
-    """
-    recorded: list[EpisodeDataset] = []
-    for place, share in enumerate(shares):
-        done, block = 0, 0
-        while done < share.steps:
-            number = len(recorded)
-            if parts is not None and parts.has(number):
-                dataset = parts.read(number)
-                if progress is not None:
-                    progress(dataset.n_steps)
-            else:
-                drawn = int(np.random.SeedSequence([seed, place, block]).generate_state(1)[0])
-                if hasattr(share.policy, "set_random_seed"):
-                    share.policy.set_random_seed(drawn)
-                # a stochastic policy draws from torch's global state, which is left as it was
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(drawn)
-                    steps = min(BLOCK, share.steps - done)
-                    episodes = _record(env_id, share.policy, steps, drawn, n_envs, False, progress)
-                dataset = EpisodeDataset.from_episodes(episodes)
-                if parts is not None:
-                    parts.write(number, dataset)
-            recorded.append(dataset)
-            done += dataset.n_steps
-            block += 1
-    return EpisodeDataset.from_episodes(itertools.chain.from_iterable(recorded))
+
+def _describe(policy: Any) -> dict[str, Any]:
+    return dict(getattr(policy, "description", None) or {"policy": type(policy).__name__})
 
 
 def check_counts(**counts: int) -> None:

@@ -7,9 +7,12 @@ for a training run ``state.json`` with ``state-<n>.safetensors``, its weights an
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,50 +26,76 @@ from trebi_gym.errors import DatasetError
 from trebi_gym.files import replacing
 
 REQUEST, STATE = "request.json", "state.json"
+OURS = (REQUEST, STATE, "part-*.hdf5", "state-*.safetensors", "whole.*", "run", ".*.tmp.*")
 
 
 class Parts:
-    """The folder of one recording.
+    """The folder of one recording; as a context manager it removes the folder again if nothing was finished in it.
 
     Args:
         folder: made if it is not there.
         request: what the recording is to be, plain JSON; a folder of another request is refused.
-        resume: go on with what is there; otherwise nothing may be there.
+        resume: go on with the parts that are there; otherwise there may be none.
+        overwrite: delete the parts that are there, instead of refusing.
 
     Raises:
-        DatasetError: something is there and ``resume`` is not set, or it belongs to another request.
+        DatasetError: parts are there and neither ``resume`` nor ``overwrite`` is set, they belong to another request, or
+            the folder is not one of parts.
     """
 
-    def __init__(self, folder: Path, request: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, request: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
         self.folder = folder
         self._request = json.loads(json.dumps(dict(request)))
-        stored = self._stored_request()
-        if stored is not None and not resume:
+        if _is_foreign(folder):
             raise DatasetError(
-                f"{folder} is left from an interrupted run: pass --resume to go on with it, or delete it to start anew"
+                f"{folder} is in the way: finished parts are to be kept there, and it holds something else; move it"
             )
-        if stored is not None and stored != self._request:
-            names = sorted({*stored, *self._request})
-            differing = [name for name in names if stored.get(name) != self._request.get(name)]
-            raise DatasetError(
-                f"{folder} cannot be resumed here: "
-                + ", ".join(
-                    f"{name} was {stored.get(name)!r}, is {self._request.get(name)!r}" for name in differing
+        if self.begun and not resume:
+            if not overwrite:
+                raise DatasetError(
+                    f"{folder} is left from an interrupted build: pass --resume to go on with it, "
+                    "or --overwrite to start anew"
                 )
-            )
-        if stored is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / REQUEST) as temporary:
-                temporary.write_text(json.dumps(self._request, indent=2, sort_keys=True))
+            shutil.rmtree(folder)
+        if self.begun:
+            self._check_request()
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / REQUEST) as temporary:
+            temporary.write_text(json.dumps(self._request, indent=2, sort_keys=True))
 
-    def _stored_request(self) -> Any:
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        if not self.begun:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def begun(self) -> bool:
+        """Whether something is finished, here or in a folder within."""
+        return has_parts(self.folder)
+
+    def _check_request(self) -> None:
         path = self.folder / REQUEST
-        if not path.is_file():
-            return None
         try:
-            return json.loads(path.read_text())
+            stored = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path} is damaged ({error}): delete {self.folder} to start anew") from error
+        names = sorted({*stored, *self._request})
+        differing = [
+            f"{name} was {stored.get(name)!r} and is {self._request.get(name)!r}"
+            for name in names
+            if stored.get(name) != self._request.get(name)
+        ]
+        if differing:
+            raise DatasetError(
+                f"{self.folder} belongs to another request: {'; '.join(differing)}; ask for the same again, "
+                "or choose another place"
+            )
 
     def path(self, number: int) -> Path:
         """Return where part ``number`` lies."""
@@ -123,9 +152,31 @@ class Parts:
             if old.name != name:
                 old.unlink()
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def has_parts(folder: Path) -> bool:
+    """Whether a folder of parts, or one within it, holds anything finished that could be gone on with."""
+    return any(
+        path.name == STATE or (path.suffix == ".hdf5" and path.name.startswith("part-"))
+        for path in (folder.rglob("*") if (folder / REQUEST).is_file() else ())
+    )
+
+
+def finish(dataset: EpisodeDataset, target: Path, folder: Path) -> None:
+    """Write what was joined, and delete the parts' folder.
+
+    It is written within the folder and moved, so that even a killed process leaves nothing else beside ``target``.
+    """
+    whole = folder / f"whole{target.suffix}"
+    NativeHDF5().write(dataset, whole)
+    os.replace(whole, target)
+    shutil.rmtree(folder)
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a path is taken by anything but what this module writes, which may be deleted."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(not any(fnmatch(path.name, name) for name in OURS) for path in folder.iterdir())
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from trebi_gym.datasets.algorithms import defaults
 from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.errors import DatasetError
 
@@ -50,34 +51,28 @@ def describe_env(env_id: str) -> dict[str, Any]:
     }
 
 
-RECORDED = (
-    "buffer_size",
-    "batch_size",
-    "gamma",
-    "tau",
-    "learning_starts",
-    "n_steps",
-    "n_epochs",
-    "gae_lambda",
-)
-
-
-def describe_training(model: Any, given: dict[str, Any], steps: int) -> dict[str, Any]:
+def describe_training(model: Any, algo: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return what a data set's metadata say of the algorithm: its name and the hyperparameters it ran with."""
-    rate = model.learning_rate  # a number, or a function of the training's progress
+    used = {**defaults(algo), **given}
     return {
-        "algorithm": f"stable_baselines3.{type(model).__name__}",
-        "training_steps": steps,
+        "algorithm": f"stable_baselines3.{algo.upper()}",
+        "training_steps": int(model.num_timesteps),
         "hyperparameters": {
-            "learning_rate": rate if isinstance(rate, (int, float)) else repr(rate),
-            **{
-                name: getattr(model, name)
-                for name in RECORDED
-                if isinstance(getattr(model, name, None), (int, float))
-            },
-            "given": {key: repr(value) for key, value in given.items()},
+            **{key: plain(value) for key, value in used.items()},
+            "given": {key: plain(value) for key, value in given.items()},
         },
     }
+
+
+def plain(value: Any) -> Any:
+    """Return JSON data as they are, tuples as lists, and anything else as its ``repr``."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return repr(value)
 
 
 def _version(package: str) -> str:
@@ -92,16 +87,20 @@ def with_metadata(dataset: EpisodeDataset, extra: dict[str, Any]) -> EpisodeData
     return dataclasses.replace(dataset, metadata={**dataset.metadata, **extra})
 
 
-def with_statistics(dataset: EpisodeDataset) -> EpisodeDataset:
-    """Return the same episodes with numbers, returns and costs of episodes in the metadata."""
+def statistics(dataset: EpisodeDataset) -> dict[str, Any]:
+    """Return the numbers of episodes and steps, and mean, least and greatest return and cost of an episode."""
 
     def summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
         return {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
 
-    statistics = {
+    return {
         "episodes": len(dataset),
         "steps": dataset.n_steps,
         "returns": summary(dataset.episode_returns),
         "costs": summary(dataset.episode_costs),
     }
-    return with_metadata(dataset, {"statistics": statistics})
+
+
+def with_statistics(dataset: EpisodeDataset) -> EpisodeDataset:
+    """Return the same episodes with numbers, returns and costs of episodes in the metadata."""
+    return with_metadata(dataset, {"statistics": statistics(dataset)})

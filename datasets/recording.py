@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +17,43 @@ from trebi_gym.errors import EnvironmentContractError
 Array = npt.NDArray[Any]
 
 
+def check_spaces(env_id: str) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """Return an environment's observation and action space, which must be such that its steps can be recorded.
+
+    Raises:
+        EnvironmentContractError: one of them is no Box of one dimension.
+    """
+    with gym.make(env_id) as env:
+        spaces = {"observation": env.observation_space, "action": env.action_space}
+    for name, space in spaces.items():
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise EnvironmentContractError(
+                f"a data set needs a Box {name} space of one dimension; {env_id} has {space}; wrap it first"
+            )
+    return spaces["observation"], spaces["action"]  # type: ignore[return-value]
+
+
 class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps every episode that its environment finishes."""
+    """Keeps every episode that its environment finishes.
+
+    ``ends[i]`` is how many steps the environment had taken when ``episodes[i]`` ended.
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self.episodes: list[Episode] = []
+        self.ends: list[int] = []
+        self._steps = 0
         self._running: Recording | None = None
 
     @property
     def unfinished_steps(self) -> int:
         """Steps of an episode that had not ended when the run did."""
         return len(self._running.rewards) if self._running else 0
+
+    def go_on(self, episodes: Sequence[Episode], ends: Sequence[int], steps: int) -> None:
+        """Begin where another recorder was after ``steps`` steps."""
+        self.episodes, self.ends, self._steps = list(episodes), list(ends), steps
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -50,8 +76,10 @@ class StepRecorder(gym.Wrapper[Any, Any, Any, Any]):
             )
         assert self._running is not None
         self._running.add(action, reward, finite_cost(info["cost"], source='info["cost"]'), observation)
+        self._steps += 1
         if terminated or truncated:
             self.episodes.append(self._running.finish(terminated, truncated))
+            self.ends.append(self._steps)
             self._running = None
         return observation, reward, terminated, truncated, info
 

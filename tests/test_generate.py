@@ -1,6 +1,7 @@
-"""Building data sets by the command: runs, trained policies, interruption and resumption."""
+"""The command that builds data sets: what it writes and prints, and what is left when it is ended in the middle."""
 
-import copy
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -12,436 +13,348 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
-from contracts import ARRAYS
-from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from toy_envs import register_toy_envs
 
 from trebi_gym.cli import main
 from trebi_gym.datasets import load
-from trebi_gym.datasets.behaviour import find_statistics, load_policy, saved_algorithm
-from trebi_gym.datasets.building import generate, generate_from_policies
-from trebi_gym.datasets.parts import Parts
-from trebi_gym.datasets.training_run import check_hyperparameters, record_training
-from trebi_gym.errors import DatasetError
 
-register_toy_envs()
-SMALL = {"learning_starts": 20, "batch_size": 16, "buffer_size": 400, "policy_kwargs": {"net_arch": [16]}}
-POLICIES = os.environ.get("TREBI_TEST_POLICIES")
-needs_policies = pytest.mark.skipif(
-    not POLICIES, reason="set TREBI_TEST_POLICIES to the folder of trained policies"
-)
+ROOT = Path(__file__).parent.parent
+TASK = "SafePendulum-v0"
+ARRAYS = ("observations", "actions", "rewards", "costs", "lengths", "terminated", "truncated")
+SMALL = {"learning_starts": 100, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TREBI_DATA", str(tmp_path / "data"))
 
 
 @pytest.fixture(scope="module")
 def zips(tmp_path_factory):
-    """Barely trained agents for SafePendulum, one of each algorithm."""
+    """A zip of SAC, and one of PPO with the statistics of its observations beside it."""
     folder = tmp_path_factory.mktemp("zips")
-    with gym.make("SafePendulum-v0") as env:
-        for kind, options in (
-            (SAC, SMALL),
-            (TD3, SMALL),
-            (PPO, {"n_steps": 64, "policy_kwargs": {"net_arch": [16]}}),
-        ):
-            model = kind("MlpPolicy", env, seed=0, device="cpu", **copy.deepcopy(options))
-            model.learn(64)
-            model.save(folder / f"{kind.__name__.lower()}.zip")
+    (folder / "ppo").mkdir()
+    SAC("MlpPolicy", TASK, device="cpu", seed=0, policy_kwargs={"net_arch": [8]}).save(folder / "sac.zip")
+    envs = VecNormalize(DummyVecEnv([lambda: gym.make(TASK)]))
+    model = PPO(
+        "MlpPolicy", envs, device="cpu", seed=0, n_steps=64, batch_size=32, policy_kwargs={"net_arch": [8]}
+    )
+    model.learn(64).save(folder / "ppo" / "agent.zip")
+    envs.save(str(folder / "ppo" / "vecnormalize.pkl"))
     return folder
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("TREBI_DATA", str(tmp_path / "data"))
-    monkeypatch.chdir(tmp_path)
+def generate(*arguments):
+    main(["generate", "--dataset", TASK, *map(str, arguments)])
 
 
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(["generate", "--dataset", "SafePendulum-v0", "--output", "x.hdf5", *arguments])
-    assert caught.value.code == 2
-    assert not Path("x.hdf5").exists()
-    assert not Path("x.parts").exists()
+def error_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        generate(*arguments)
+    assert stopped.value.code == 2
     return capsys.readouterr().err
 
 
-def assert_equal(first, second):
-    for array in ARRAYS:
-        np.testing.assert_array_equal(getattr(first, array), getattr(second, array))
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("algo", ["sac", "td3", "ppo"])
-def test_a_run_of_every_algorithm_is_recorded_step_by_step(algo):
-    options = {"n_steps": 64} if algo == "ppo" else SMALL
-    found = generate(
-        "SafePendulum-v0", "medium-replay", steps=600, seed=0, algo=algo, hyperparameters=options
-    )
-    assert found.n_steps == 600
-    assert found.metadata["algorithm"] == f"stable_baselines3.{algo.upper()}"
-    assert np.abs(found.actions).max() > 1.0, "actions are the executed ones, not those rescaled to [-1, 1]"
-    assert found.truncated.all()
+def small_file(tmp_path) -> Path:
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+    return tmp_path / "small.json"
 
 
-def test_medium_expert_holds_half_of_each_medium_first():
-    common = {"seed": 0, "training_steps": 400, "hyperparameters": SMALL}
-    both = generate("Ledger-v0", "medium-expert", steps=40, **common)
-    medium = generate("Ledger-v0", "medium", steps=20, **common)
-    assert both.n_steps == 40
-    assert both.metadata["name"] == "Ledger-medium-expert-v0"
-    np.testing.assert_array_equal(both.actions[:20], medium.actions)
-    assert not np.array_equal(both.actions[20:], medium.actions)
-
-
-def test_a_hyperparameter_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(
-        DatasetError, match="SAC has no hyperparameter clip_range; it has action_noise, batch_size"
-    ):
-        check_hyperparameters("sac", {"clip_range": 0.2})
-    with pytest.raises(DatasetError, match="PPO cannot be made with"):
-        record_training("Ledger-v0", steps=10, seed=0, algo="ppo", hyperparameters={"n_steps": "many"})
-
-
-def test_hyperparameters_come_from_a_file_and_flags_go_over_it(tmp_path, capsys):
-    (tmp_path / "sac.json").write_text(json.dumps({**SMALL, "gamma": 0.9}))
-    main(
-        [
-            "generate",
-            "--dataset",
-            "Ledger-v0",
-            "--datatype",
-            "medium-replay",
-            "--total-step",
-            "60",
-            "--output",
-            "x.hdf5",
-            "--hyperparameters",
-            "sac.json",
-            "--set",
-            "gamma=0.8",
-            "tau=0.01",
-            "--learning-rate",
-            "0.002",
-        ]
-    )
-    found = load("x.hdf5").metadata["hyperparameters"]
-    assert (found["gamma"], found["tau"], found["learning_rate"], found["batch_size"]) == (
-        0.8,
-        0.01,
-        0.002,
-        16,
-    )
-    assert "steps a second" in capsys.readouterr().out
-
-
-def test_trained_policies_give_their_shares_of_the_steps(zips, capsys):
-    main(
-        [
-            "generate",
-            "--dataset",
-            "SafePendulum-v0",
-            "--datatype",
-            "mixed",
-            "--total-step",
-            "1600",
-            "--output",
-            "x.hdf5",
-            "--policy",
-            str(zips / "sac.zip"),
-            str(zips / "td3.zip"),
-            "--weights",
-            "3",
-            "1",
-            "--n-envs",
-            "2",
-        ]
-    )
+def test_a_policys_data_set_is_announced_as_unpickled_and_ends_with_the_steps_a_second(
+    zips, tmp_path, capsys
+):
+    generate("--policy", zips / "sac.zip", "--total-step", 400, "--stochastic", "--noise", 0.1)
     printed = capsys.readouterr().out
-    assert printed.count("unpickles the policy's file") == 2
-    found = load("x.hdf5")
-    assert found.metadata["name"] == "SafePendulum-mixed-v0"
-    assert found.lengths.tolist() == [200] * 8
-    assert [policy["weight"] for policy in found.metadata["policies"]] == [0.75, 0.25]
-    assert [len(policy["sha256"]) for policy in found.metadata["policies"]] == [64, 64]
-    # deterministic policies: what each does at one observation tells which it is
-    for name, episodes in (("sac", range(6)), ("td3", range(6, 8))):
-        model = {"sac": SAC, "td3": TD3}[name].load(zips / f"{name}.zip", device="cpu")
-        for episode in episodes:
-            expected = model.predict(found[episode].observations[:-1], deterministic=True)[0]
-            np.testing.assert_allclose(found[episode].actions, expected, atol=1e-5)
+    assert f"Stable-Baselines3 unpickles {zips / 'sac.zip'}, which can run code" in printed
+    assert printed.index("unpickles") < printed.index("400 steps")
+    assert printed.strip().endswith("steps a second")
+    dataset = load("SafePendulum-policy-v0")
+    assert files(tmp_path) == ["data/SafePendulum-policy-v0.hdf5"]
+    assert dataset.metadata["policies"][0]["stochastic"] is True
+    assert dataset.metadata["policies"][0]["noise"] == 0.1
 
 
-def test_stochastic_policies_and_noise_draw_other_actions_which_stay_in_the_action_space(zips):
-    def first(**options):
-        loaded = load_policy(zips / "sac.zip", "SafePendulum-v0", **options)
-        return generate_from_policies("SafePendulum-v0", [loaded], steps=400, seed=0, n_envs=2)
-
-    plain, drawn, noisy = first(), first(stochastic=True), first(noise=0.5)
-    assert not np.array_equal(plain.actions, drawn.actions)
-    assert not np.array_equal(plain.actions, noisy.actions)
-    assert np.abs(noisy.actions).max() <= 2.0
-    model = SAC.load(zips / "sac.zip", device="cpu")
-    meant = model.predict(noisy[0].observations[:-1], deterministic=True)[0]
-    difference = (noisy[0].actions - meant)[np.abs(noisy[0].actions) < 2]
-    assert 0.7 < difference.std() < 1.1, "half of the half range, which is 2"
-    assert_equal(first(stochastic=True), drawn)
-
-
-def test_a_recording_leaves_torchs_global_state_as_it_was(zips):
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    loaded = load_policy(zips / "sac.zip", "SafePendulum-v0", stochastic=True)
-    torch.manual_seed(5)
-    generate_from_policies("SafePendulum-v0", [loaded], steps=200, seed=0, n_envs=1)
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_the_algorithm_is_read_off_the_file_where_it_says_so(zips, capsys):
-    assert saved_algorithm(zips / "sac.zip") == "sac"
-    assert saved_algorithm(zips / "td3.zip") == "td3"
-    with pytest.raises(DatasetError, match=r"ppo\.zip does not say which algorithm saved it; pass --algo"):
-        saved_algorithm(zips / "ppo.zip")
-    assert (
-        load_policy(zips / "ppo.zip", "SafePendulum-v0", algo="ppo").description["algorithm"].endswith("PPO")
+def test_policies_are_mixed_and_named_by_the_datatype(zips, capsys):
+    generate(
+        *("--policy", zips / "sac.zip", zips / "ppo" / "agent.zip", "--weights", 1, 3),
+        *("--datatype", "mixed", "--total-step", 800, "--n-envs", 2),
     )
+    dataset = load("SafePendulum-mixed-v0")
+    first, second = dataset.metadata["policies"]
+    assert (first["steps"], second["steps"]) == (200, 600)
+    assert (first["normalized_by"], second["normalized_by"]["file"]) == (None, "vecnormalize.pkl")
+    printed = capsys.readouterr().out
+    assert f"agent.zip sees observations normalised by {zips / 'ppo' / 'vecnormalize.pkl'}" in printed
+    assert f"{zips / 'ppo' / 'vecnormalize.pkl'}, which can run code" in printed
 
 
-def test_the_policy_sees_normalised_observations_and_the_data_hold_raw_ones(tmp_path):
-    envs = VecNormalize(DummyVecEnv([lambda: gym.make("SafePendulum-v0")]), gamma=0.9)
-    model = SAC("MlpPolicy", envs, seed=0, device="cpu", **copy.deepcopy(SMALL))
-    model.learn(300)
-    model.save(tmp_path / "agent.zip")
-    assert find_statistics(tmp_path / "agent.zip") is None
-    envs.save(str(tmp_path / "agent_vecnormalize.pkl"))
-    assert find_statistics(tmp_path / "agent.zip") == tmp_path / "agent_vecnormalize.pkl"
-    loaded = load_policy(tmp_path / "agent.zip", "SafePendulum-v0")
-    assert loaded.description["normalized_observations"]
-    found = generate_from_policies("SafePendulum-v0", [loaded], steps=200, seed=0, n_envs=1)
-    observations = found[0].observations[:-1]
-    np.testing.assert_allclose(np.square(observations[:, :2]).sum(axis=1), 1, atol=1e-5)  # raw: cos and sin
-    envs.training = False
-    expected = model.predict(envs.normalize_obs(observations), deterministic=True)[0]
-    np.testing.assert_allclose(found[0].actions, expected, atol=1e-5)
-    assert not np.allclose(found[0].actions, model.predict(observations, deterministic=True)[0], atol=1e-3)
+def test_the_help_says_that_policies_are_unpickled(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "unpickles these files, which can run code" in " ".join(capsys.readouterr().out.split())
 
 
-def test_statistics_that_are_none_are_refused(zips, tmp_path):
-    (tmp_path / "words.pkl").write_text("no statistics")
-    with pytest.raises(DatasetError, match=r"words\.pkl cannot be used for SafePendulum-v0"):
-        load_policy(zips / "sac.zip", "SafePendulum-v0", normalize=tmp_path / "words.pkl")
-    with pytest.raises(DatasetError, match="there are no VecNormalize statistics at"):
-        load_policy(zips / "sac.zip", "SafePendulum-v0", normalize=tmp_path / "none.pkl")
+def test_hyperparameters_come_from_a_file_and_flags_go_over_it(tmp_path):
+    generate(
+        *("--datatype", "medium-replay", "--total-step", 200, "--hyperparameters", small_file(tmp_path)),
+        *("--set", "batch_size=32", "use_sde=false", "--set", "ent_coef=auto_0.2"),
+        *("--set", 'policy_kwargs={"net_arch": [4]}', "--learning-rate", 0.002),
+    )
+    # the data set of this name that ships is found first, so that the built one is loaded by its file
+    given = load(tmp_path / "data" / "SafePendulum-medium-replay-v0.hdf5").metadata["hyperparameters"][
+        "given"
+    ]
+    assert given == {
+        "learning_starts": 100,
+        "batch_size": 32,
+        "use_sde": False,
+        "ent_coef": "auto_0.2",
+        "policy_kwargs": {"net_arch": [4]},
+        "learning_rate": 0.002,
+    }
 
 
-def test_files_that_are_no_fitting_policy_are_refused(zips, tmp_path, capsys, tiny_agent):
-    (tmp_path / "words.zip").write_text("no zip")
-    tiny_agent.save(tmp_path / "ours.zip")
-    for path, part in (
-        ("none.zip", "there is no policy at"),
-        ("words.zip", "is no zip"),
-        ("ours.zip", "did not save it: it lacks data or policy.pth (an agent of trebi_gym?)"),
-    ):
-        assert part in refused(capsys, "--policy", str(tmp_path / path), "--algo", "sac")
-    assert "cannot be loaded as TD3" in refused(capsys, "--policy", str(zips / "sac.zip"), "--algo", "td3")
-    with pytest.raises(DatasetError, match=r"for SafeReacher-v0 \(observations \(11,\), actions \(2,\)\)"):
-        load_policy(zips / "sac.zip", "SafeReacher-v0")
+@pytest.mark.parametrize("algo", ["td3", "ppo"])
+def test_another_algorithm_is_trained_with_hyperparameters_of_its_own(algo, tmp_path):
+    change = "learning_starts=100" if algo == "td3" else "n_steps=100"
+    generate(
+        *(
+            "--algo",
+            algo,
+            "--datatype",
+            "expert",
+            "--total-step",
+            200,
+            "--training-steps",
+            200,
+            "--output",
+            "a.hdf5",
+        ),
+        *(
+            "--set",
+            change,
+            "--set",
+            "batch_size=20",
+            "--set",
+            "policy_kwargs={'net_arch': [8]}".replace("'", '"'),
+        ),
+    )
+    metadata = load("a.hdf5").metadata
+    assert metadata["algorithm"] == f"stable_baselines3.{algo.upper()}"
+    assert metadata["policy_step"] == metadata["training_steps"] == 200
+    assert metadata["hyperparameters"]["learning_rate"] == (
+        0.001 if algo == "td3" else 0.0003
+    )  # not SAC's recipe
+    assert metadata["training_steps_per_second"] > 0
+
+
+def test_a_medium_expert_is_built_from_a_run_that_is_kept(tmp_path):
+    common = ["--training-steps", 400, "--hyperparameters", small_file(tmp_path), "--keep-run", "run"]
+    generate("--datatype", "medium-expert", "--total-step", 800, "--output", "a.hdf5", *common)
+    began = time.monotonic()
+    generate("--datatype", "medium-replay", "--total-step", 400, "--output", "b.hdf5", *common)
+    assert time.monotonic() - began < 10
+    assert load("a.hdf5").n_steps == 800
+    assert load("b.hdf5").n_steps == 400
+    assert [item["steps"] for item in load("a.hdf5").metadata["policies"]] == [400, 400]
+    assert {name.split("/")[0] for name in files(tmp_path)} == {"a.hdf5", "b.hdf5", "run", "small.json"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--policy", "a.zip", "--learning-rate", "0.1"), "--learning-rate are for a training run"),
-        (("--weights", "1"), "--weights and --noise are for trained policies"),
-        (("--datatype", "best"), "datatype must be one of random"),
-        (("--algo", "dqn"), "a run is trained by one of sac, td3, ppo; got 'dqn'"),
-        (("--set", "gamma"), "--set takes NAME=VALUE"),
-        (("--set", "speed=3"), "SAC has no hyperparameter speed"),
-        (("--hyperparameters", "none.json"), "is not a JSON file"),
-        (("--training-steps", "0"), "--training-steps must be at least 1"),
-        (("--n-envs", "0", "--datatype", "random"), "n_envs must be at least 1"),
-        (("--resume",), "there is nothing to resume"),
+        (("--policy", "none.zip"), "there is no policy at none.zip"),
+        (("--policy", "small.json"), "small.json is no zip"),
+        (("--policy", "ZIP", "--algo", "ppo"), "was asked for as PPO, but was saved by SAC"),
+        (
+            ("--policy", "ZIP", "--weights", "1", "2"),
+            "every policy needs one positive weight; got 1 policies",
+        ),
+        (("--policy", "ZIP", "--noise", "-1"), "noise must be at least 0"),
+        (("--policy", "ZIP", "--learning-rate", "1"), "--learning-rate is for a training run"),
+        (
+            ("--policy", "ZIP", "--keep-run", "a", "--training-steps", "5"),
+            "--training-steps, --keep-run are for a",
+        ),
+        (("--policy", "ZIP", "--datatype", "../mine"), "datatype must be a word"),
+        (("--policy", "ZIP", "--normalize", "no.pkl"), "there are no VecNormalize statistics at no.pkl"),
+        (
+            ("--policy", "ZIP", "--normalize", "a", "b"),
+            "--normalize takes one file for all policies or one for each",
+        ),
+        (("--policy", "ZIP", "--resume"), "there is nothing to resume: no finished part is in"),
+        (("--policy", "ZIP", "--n-envs", "0"), "--n-envs must be at least 1; got 0"),
+        (("--noise", "0.1"), "--noise is for trained policies: pass --policy"),
+        (
+            ("--datatype", "random", "--algo", "sac"),
+            "--algo is for a training run, and random actions need none",
+        ),
+        (("--algo", "dqn"), "the algorithm must be one of sac, td3, ppo"),
+        (("--set", "batch_size"), "--set takes NAME=VALUE, such as batch_size=512; got 'batch_size'"),
+        (("--set", "gama=0.9"), "SAC has no hyperparameter gama; it has action_noise"),
+        (("--set", "use_sde=no"), "use_sde of SAC must be true or false; got 'no'"),
+        (("--hyperparameters", "none.json"), "--hyperparameters none.json cannot be read as JSON"),
+        (("--hyperparameters", "list.json"), "must hold a JSON object of constructor arguments; found [1]"),
+        (("--datatype", "medium", "--training-steps", "0"), "--training-steps must be at least 1; got 0"),
+        (("--training-steps", "100"), "20000 are asked for, and training_steps is 100"),
+        (("--seed", "-1"), "--seed must be at least 0; got -1"),
+        (("--learning-rate", "0"), "--learning-rate must be positive; got 0"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused_and_leave_nothing(arguments, message, capsys):
-    assert message in refused(capsys, *arguments)
+def test_what_cannot_work_is_said_at_once_and_leaves_nothing(arguments, message, zips, tmp_path, capsys):
+    small_file(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    before = files(tmp_path)
+    said = error_of(
+        capsys, *(str(zips / "sac.zip") if argument == "ZIP" else argument for argument in arguments)
+    )
+    assert message in said
+    assert files(tmp_path) == before
+    assert list(tmp_path.rglob("*.parts")) == []
 
 
-def test_weights_that_do_not_fit_are_refused(zips, capsys):
-    message = refused(capsys, "--policy", str(zips / "sac.zip"), "--weights", "1", "2")
-    assert "every policy needs a positive weight" in message
+def test_a_folder_of_the_users_that_is_called_like_the_parts_is_left_alone(zips, tmp_path, capsys):
+    (tmp_path / "a.parts").mkdir()
+    (tmp_path / "a.parts" / "thesis.txt").write_text("years of work")
+    arguments = ["--datatype", "random", "--total-step", 200, "--output", "a.hdf5"]
+    assert "is in the way" in error_of(capsys, *arguments)
+    assert "is in the way" in error_of(capsys, *arguments, "--overwrite")
+    assert files(tmp_path) == ["a.parts/thesis.txt"]
 
 
-def run_in_background(*arguments, wait_for, **variables):
-    """Start a command, and return it once a file that fits ``wait_for`` is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from trebi_gym.cli import main; main()", "generate", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+# a child process in which blocks and states are small, so that there is something to be ended in the middle of
+CHILD = """
+import sys
+import trebi_gym.datasets.collect as collect
+import trebi_gym.datasets.training_run as training_run
+collect.BLOCK = 1000
+training_run.record_training.__kwdefaults__["save_every"] = 200
+from trebi_gym.cli import main
+main()
+"""
+
+
+def child(*arguments, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", CHILD, "generate", "--dataset", TASK, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
     )
+
+
+def run_child(*arguments) -> str:
+    with child(*arguments) as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def end_in_the_middle(process, folder: Path, number: signal.Signals, parts: int) -> str:
+    """Send a signal once some parts are there, at no particular point of the next."""
     deadline = time.monotonic() + 120
-    while not any(Path().glob(wait_for)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
-
-
-ROLLOUT = (
-    "--dataset",
-    "SafePendulum-v0",
-    "--datatype",
-    "random",
-    "--total-step",
-    "100000",
-    "--output",
-    "x.hdf5",
-)
-RUN = (
-    "--dataset",
-    "SafePendulum-v0",
-    "--total-step",
-    "11000",
-    "--output",
-    "x.hdf5",
-    "--set",
-    "batch_size=8",
-    "train_freq=20",
-    "gradient_steps=1",
-    "policy_kwargs={'net_arch': [8]}",
-)
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill -9", "Ctrl-C", "kill"]
-)
-def test_an_interrupted_recording_leaves_no_file_and_is_gone_on_with_to_the_same_data(number):
-    process = run_in_background(*ROLLOUT, wait_for="x.parts/part-00001.hdf5")
-    process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0
-    assert not Path("x.hdf5").exists()
-    assert not list(Path().glob("*.tmp*"))
-    if number != signal.SIGKILL:
-        assert "--resume goes on" in output
-    kept = sum(1 for _ in Path("x.parts").glob("part-*.hdf5"))
-    assert 2 <= kept < 5
-    main(["generate", *ROLLOUT, "--resume"])
-    assert not Path("x.parts").exists()
-    resumed = load("x.hdf5")
-    assert resumed.n_steps == 100_000
-    expected = generate("SafePendulum-v0", "random", steps=100_000, seed=0)
-    assert_equal(resumed, expected)
-
-
-def test_parts_of_an_interrupted_build_are_not_taken_for_another_one(capsys):
-    process = run_in_background(*ROLLOUT, wait_for="x.parts/part-00000.hdf5")
-    process.kill()
-    process.communicate(timeout=60)
-    for arguments, message in (
-        (ROLLOUT, "is left from an interrupted run: pass --resume"),
-        ((*ROLLOUT, "--seed", "1", "--resume"), "cannot be resumed here: seed was 0, is 1"),
+    while (
+        len([*folder.rglob("part-*.hdf5")]) < parts and process.poll() is None and time.monotonic() < deadline
     ):
-        with pytest.raises(SystemExit):
-            main(["generate", *arguments])
-        assert message in capsys.readouterr().err
-        assert Path("x.parts/part-00000.hdf5").exists()
-    main(["generate", *ROLLOUT[:-4], "--total-step", "400", "--output", "x.hdf5", "--overwrite"])
-    assert load("x.hdf5").n_steps == 400
-    assert not Path("x.parts").exists()
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be stopped"
+    time.sleep(float(np.random.default_rng().uniform(0, 0.1)))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return said
 
 
-def test_a_killed_training_run_goes_on_from_what_it_kept(capsys):
-    process = run_in_background(*RUN, wait_for="x.parts/run/state.json")
-    process.kill()
-    process.communicate(timeout=60)
-    state = json.loads(Path("x.parts/run/state.json").read_text())["state"]["pairs"]
-    at = dict(state)["num_timesteps"]
-    assert 10_000 <= at < 11_000
-    kept = load("x.parts/run/part-00000.hdf5")
-    main(["generate", *RUN, "--resume"])
-    found = load("x.hdf5")
-    assert found.n_steps == 11_000
-    assert found.metadata["training_steps"] == 11_000
-    for name in ("observations", "actions", "costs"):
-        np.testing.assert_array_equal(
-            getattr(found, name)[: kept.n_steps], getattr(kept, name)[: kept.n_steps]
-        )
-    assert not Path("x.parts").exists()
+def test_a_rollout_that_was_killed_and_resumed_is_the_uninterrupted_one_to_the_bit(zips, tmp_path):
+    arguments = ["--policy", zips / "sac.zip", "--stochastic", "--noise", 0.1, "--total-step", 40_000]
+    with child(*arguments, "--output", "cut.hdf5") as process:
+        end_in_the_middle(process, tmp_path / "cut.parts", signal.SIGKILL, parts=3)
+    assert not (tmp_path / "cut.hdf5").exists()
+    run_child(*arguments, "--output", "cut.hdf5", "--resume")
+    run_child(*arguments, "--output", "whole.hdf5")
+    cut, whole = load("cut.hdf5"), load("whole.hdf5")
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name), err_msg=name)
+    assert {**cut.metadata, "steps_per_second": 0} == {**whole.metadata, "steps_per_second": 0}
+    assert files(tmp_path) == ["cut.hdf5", "whole.hdf5"]
 
 
-def test_what_a_training_run_keeps_is_a_true_continuation(tmp_path):
-    def run(steps, parts):
-        return record_training(
-            "SafePendulum-v0",
-            steps=steps,
-            seed=0,
-            hyperparameters=SMALL,
-            parts=parts,
-            save_every=200,
-            snapshots=4,
-        )
-
-    whole = run(400, Parts(tmp_path / "a", {"run": 1}))
-    again = run(400, Parts(tmp_path / "a", {"run": 1}, resume=True))
-    assert again.model.num_timesteps == 400
-    assert again.model._n_updates == whole.model._n_updates > 0
-    assert_equal(again.dataset, whole.dataset)
-    for name, value in whole.model.policy.state_dict().items():
-        assert torch.equal(again.model.policy.state_dict()[name], value)
-    for kind in ("actor", "critic"):
-        before, after = (getattr(record.model, kind).optimizer.state_dict() for record in (whole, again))
-        assert before["state"].keys() == after["state"].keys() != set()
-        for key, moments in before["state"].items():
-            assert torch.equal(moments["exp_avg"], after["state"][key]["exp_avg"])
-    assert torch.equal(whole.model.log_ent_coef, again.model.log_ent_coef)
-    assert [step for step, _ in again.policies] == [step for step, _ in whole.policies]
-    theirs, ours = whole.model.replay_buffer, again.model.replay_buffer
-    # the run's last step is recorded, but Stable-Baselines3 had not stored it when the run was stopped
-    assert (theirs.size(), ours.size()) == (399, 400)
-    for array in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-        np.testing.assert_allclose(
-            getattr(ours, array)[:399], getattr(theirs, array)[:399], atol=1e-6, err_msg=array
-        )
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_an_interrupted_build_leaves_no_file_and_says_how_to_go_on(number, code, tmp_path):
+    arguments = ["--datatype", "random", "--total-step", 300_000, "--output", "a.hdf5"]
+    with child(*arguments) as process:
+        said = end_in_the_middle(process, tmp_path / "a.parts", number, parts=2)
+    assert process.returncode == code
+    assert "what was done is kept in a.parts; --resume goes on with it" in said
+    assert not (tmp_path / "a.hdf5").exists()
+    assert all("/part-" in name or name == "a.parts/request.json" for name in files(tmp_path))
+    said = run_refused("--datatype", "random", "--total-step", 300_000, "--output", "a.hdf5")
+    assert "pass --resume to go on with it, or --overwrite to start anew" in said
+    said = run_refused("--datatype", "random", "--total-step", 5, "--output", "a.hdf5", "--resume")
+    assert "steps was 300000 and is 5" in said
+    run_child("--datatype", "random", "--total-step", 400, "--output", "a.hdf5", "--overwrite")
+    assert files(tmp_path) == ["a.hdf5"]
 
 
-def test_a_run_that_was_kept_gives_other_kinds_without_training_again(tmp_path):
-    common = {"seed": 0, "training_steps": 400, "hyperparameters": SMALL, "run_folder": tmp_path / "run"}
-    expert = generate("SafePendulum-v0", "expert", steps=200, **common)
-    began = time.perf_counter()
-    again = generate("SafePendulum-v0", "expert", steps=200, **common)
-    assert time.perf_counter() - began < 5
-    assert_equal(expert, again)
-    replay = generate(
-        "SafePendulum-v0",
+def run_refused(*arguments) -> str:
+    with child(*arguments) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    return said
+
+
+def test_a_training_run_that_was_killed_goes_on_to_its_full_length(tmp_path):
+    arguments = [
+        "--datatype",
         "medium-replay",
-        steps=400,
-        seed=0,
-        hyperparameters=SMALL,
-        run_folder=tmp_path / "run",
+        "--total-step",
+        2000,
+        "--hyperparameters",
+        small_file(tmp_path),
+    ]
+    with child(*arguments, "--output", "a.hdf5") as process:
+        end_in_the_middle(process, tmp_path / "a.parts", signal.SIGKILL, parts=2)
+    assert not (tmp_path / "a.hdf5").exists()
+    run_child(*arguments, "--output", "a.hdf5", "--resume")
+    dataset = load("a.hdf5")
+    assert dataset.n_steps == 2000
+    assert dataset.metadata["training_steps"] == 2000
+    assert dataset.metadata["resumed_at_steps"][0] in range(400, 2000, 200)
+    assert files(tmp_path) == ["a.hdf5", "small.json"]
+
+
+POLICIES = os.environ.get("TREBI_TEST_POLICIES")
+
+
+@pytest.mark.skipif(POLICIES is None, reason="TREBI_TEST_POLICIES names no folder of real agents")
+def test_a_strangers_agent_is_recorded_by_the_script_too(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", str(ROOT / "scripts" / "data_generate.py")),
+            *(
+                "--dataset",
+                "SafeHopper-v0",
+                "--policy",
+                f"{POLICIES}/sac-Hopper-v3.zip",
+                "--datatype",
+                "expert",
+            ),
+            *("--total_step", "2000", "--n_envs", "4", "--stochastic"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert replay.n_steps == 400
-    with pytest.raises(DatasetError, match="cannot be resumed here: seed was 0, is 1"):
-        generate("SafePendulum-v0", "expert", steps=200, **{**common, "seed": 1})
-
-
-def test_a_damaged_state_is_refused_with_the_remedy(tmp_path):
-    parts = Parts(tmp_path / "a", {"run": 1})
-    parts.write_state({"weights": {0: torch.ones(2), "x": (1, None, [2.5])}}, 3)
-    assert parts.read_state()["weights"]["x"] == (1, None, [2.5])
-    (tmp_path / "a" / "state-00000003.safetensors").write_bytes(b"cut")
-    with pytest.raises(DatasetError, match=r"is damaged .* to start anew"):
-        parts.read_state()
-    (tmp_path / "a" / "request.json").write_text("{")
-    with pytest.raises(DatasetError, match=r"is damaged .* to start anew"):
-        Parts(tmp_path / "a", {"run": 1}, resume=True)
-
-
-@needs_policies
-@pytest.mark.parametrize(("task", "low", "high"), [("Hopper", 900, 3800), ("HalfCheetah", 8500, 10000)])
-def test_a_strangers_policy_of_an_old_version_acts_as_it_did(task, low, high):
-    loaded = load_policy(Path(POLICIES) / f"sac-{task}-v3.zip", f"Safe{task}-v0", stochastic=True)
-    found = generate_from_policies(f"Safe{task}-v0", [loaded], steps=2000, seed=0)
-    assert low < found.episode_returns.mean() < high
-    np.testing.assert_array_less(0, found.episode_costs)
+    assert done.returncode == 0, done.stderr
+    dataset = load("SafeHopper-expert-v0")
+    assert dataset.n_steps >= 2000
+    assert dataset.episode_returns.mean() > 900
+    assert dataset.metadata["env_id"] == "SafeHopper-v0"

@@ -59,9 +59,9 @@ DISK = {
     "trebi_gym.agents.checkpoint",
     "trebi_gym.agents.training",
     "trebi_gym.agents.diffuser_import",
-    "trebi_gym.datasets.behaviour",
     "trebi_gym.datasets.parts",
     "trebi_gym.datasets.recipes",
+    "trebi_gym.datasets.saved_policies",
     "trebi_gym.datasets.sources",
     *TOP,
 }
