@@ -154,13 +154,13 @@ def read_published(
     """
     diffusion = read_experiment(_experiment(folder / "diffusion", experiment), epoch, ema=ema)
     values = read_experiment(_experiment(folder / "values", experiment), epoch, ema=ema)
-    for config, name in (
+    for section, name in (
         ("model", "horizon"),
         ("model", "transition_dim"),
         ("diffusion", "n_timesteps"),
         ("dataset", "normalizer"),
     ):
-        ours, theirs = diffusion.value(config, name), values.value(config, name)
+        ours, theirs = diffusion.value(section, name), values.value(section, name)
         if ours != theirs:
             raise CheckpointError(
                 f"{diffusion.folder} and {values.folder} do not belong together: {name} is {ours!r} and {theirs!r}"

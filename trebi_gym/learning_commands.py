@@ -32,7 +32,7 @@ def learn(
     Args:
         dataset: a data set's name or file.
         output: the agent's file, a zip.
-        config: a preset: fast, toy_safe_env or locomotion.
+        config: a preset: fast, fast_long, toy_safe_env or locomotion.
         total_steps: optimiser steps of the three models together; default: the preset's.
         seed: of weights and training.
         device: auto, cpu, cuda, ...
