@@ -21,8 +21,13 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
     for, has to be installed beside ours: ``step`` returns ``(observation, reward, cost, terminated, truncated, info)``.
 
     Args:
-        env: the environment; its observation and action spaces are boxes of one dimension.
+        env: the environment; its observation and action spaces are boxes: ``low``, ``high``, ``shape``, ``dtype``.
         render_mode: what ``env`` was made with, if it does not say so itself.
+
+    Attributes:
+        max_episode_steps: the longest episode, in steps, as ``env.max_episode_steps`` or ``env.spec`` tells, else None;
+            ``BudgetWrapper(observe=True)`` counts down from it. ``env.spec`` itself is not taken over: what it makes
+            steps with six values.
 
     Raises:
         EnvironmentContractError: a space is no box, or ``step`` or ``reset`` is missing.
@@ -40,6 +45,9 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
         self.observation_space = _box(env.observation_space, "observation")
         self.action_space = _box(env.action_space, "action")
         self.render_mode = render_mode or getattr(env, "render_mode", None)
+        self.max_episode_steps: int | None = getattr(env, "max_episode_steps", None) or getattr(
+            getattr(env, "spec", None), "max_episode_steps", None
+        )
         self.metadata = dict(getattr(env, "metadata", None) or {"render_modes": []})
 
     @property
@@ -48,7 +56,11 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
         return self._env
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
-        """Begin an episode; nothing has been done, so ``info["cost"]`` is 0.0."""
+        """Begin an episode; nothing has been done, so ``info["cost"]`` is 0.0.
+
+        Raises:
+            EnvironmentContractError: the environment returned something else than an observation and an info.
+        """
         super().reset(seed=seed)
         found = self._env.reset(seed=seed, options=options)
         if not (isinstance(found, tuple) and len(found) == 2):
@@ -96,13 +108,15 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
 
 def _box(space: Any, name: str) -> spaces.Box:
     """Return a box of ours with the same bounds; the given one may come from another Gymnasium."""
-    low, high = getattr(space, "low", None), getattr(space, "high", None)
-    if low is None or high is None:
+    missing = [part for part in ("low", "high", "shape", "dtype") if getattr(space, part, None) is None]
+    if missing:
         raise EnvironmentContractError(
-            f"the {name} space must be a Box; got {space!r}: flatten it first, "
+            f"the {name} space must be a Box; got {space!r}, which lacks {', '.join(missing)}: flatten it first, "
             "for example with the environment's own flattening wrapper"
         )
-    return spaces.Box(np.asarray(low), np.asarray(high), dtype=np.dtype(space.dtype).type)
+    dtype = np.dtype(space.dtype)
+    low, high = (np.broadcast_to(np.asarray(bound, dtype), space.shape) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=dtype.type)
 
 
 def _length(found: Any) -> int | None:

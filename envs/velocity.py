@@ -30,8 +30,10 @@ from gymnasium.envs.mujoco import (
     walker2d_v5,
 )
 
-from trebi_gym.envs.rendering import require_mujoco_rendering
-from trebi_gym.errors import ConfigError
+from trebi_gym.envs.rendering import require_mujoco_rendering, require_mujoco_window
+from trebi_gym.errors import ConfigError, RenderingError
+
+_DEFAULT = "v5"
 
 _logger = logging.getLogger(__name__)
 
@@ -49,14 +51,22 @@ class _Runner:
             mujoco.set_mju_user_warning(before)
 
     def render(self) -> Any:
-        """Return the frame of ``render_mode``, after asking whether MuJoCo can draw here.
-
-        Without OpenGL it may abort the interpreter.
+        """Return the frame of ``render_mode``, (height, width, 3) for ``"rgb_array"``; ``"human"`` shows it in a window.
 
         Raises:
-            RenderingError: MuJoCo cannot draw on this machine; the message says what it needs.
+            RenderingError: MuJoCo cannot draw on this machine, where Gymnasium alone may abort the interpreter, or
+                cannot open a window, or the environment was made without ``render_mode``. The message says what is
+                needed.
         """
-        if getattr(self, "render_mode", None) is not None:
+        mode = getattr(self, "render_mode", None)
+        if mode is None:
+            raise RenderingError(
+                f'{type(self).__name__} draws frames only if it is made with render_mode="rgb_array"; '
+                "it was made with render_mode=None"
+            )
+        if mode == "human":
+            require_mujoco_window()
+        else:
             require_mujoco_rendering()
         return super().render()  # type: ignore[misc]
 
@@ -85,35 +95,31 @@ class HalfCheetahV4(_Runner, half_cheetah_v4.HalfCheetahEnv):
     """As ``HalfCheetahV5``, in Gymnasium's version v4."""
 
 
-def make_hopper(mujoco_version: str = "v5", **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make the environment of SafeHopper-v0, still without its cost.
+class _Versions:
+    """Makes a task in the version of Gymnasium's that is asked for, still without its cost.
 
-    Raises:
-        ConfigError: there is no such version.
+    Attributes:
+        metadata: from which ``gym.make`` learns the render modes, ``"rgb_array_list"`` and other derived ones among them.
     """
-    return _make({"v4": HopperV4, "v5": HopperV5}, mujoco_version, kwargs)
+
+    def __init__(self, **versions: Any) -> None:
+        self._versions = versions
+        self.metadata: dict[str, Any] = versions[_DEFAULT].metadata
+
+    def __call__(self, mujoco_version: str = _DEFAULT, **kwargs: Any) -> gym.Env[Any, Any]:
+        """Return the environment, made with ``kwargs``.
+
+        Raises:
+            ConfigError: there is no such version.
+        """
+        if not isinstance(mujoco_version, str) or mujoco_version not in self._versions:
+            raise ConfigError(
+                f"mujoco_version must be one of {', '.join(self._versions)}; got {mujoco_version!r}"
+            )
+        env: gym.Env[Any, Any] = self._versions[mujoco_version](**kwargs)
+        return env
 
 
-def make_walker2d(mujoco_version: str = "v5", **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make the environment of SafeWalker2d-v0, still without its cost.
-
-    Raises:
-        ConfigError: there is no such version.
-    """
-    return _make({"v4": Walker2dV4, "v5": Walker2dV5}, mujoco_version, kwargs)
-
-
-def make_half_cheetah(mujoco_version: str = "v5", **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make the environment of SafeHalfCheetah-v0, still without its cost.
-
-    Raises:
-        ConfigError: there is no such version.
-    """
-    return _make({"v4": HalfCheetahV4, "v5": HalfCheetahV5}, mujoco_version, kwargs)
-
-
-def _make(versions: dict[str, Any], chosen: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
-    if chosen not in versions:
-        raise ConfigError(f"mujoco_version must be one of {', '.join(versions)}; got {chosen!r}")
-    env: gym.Env[Any, Any] = versions[chosen](**kwargs)
-    return env
+make_hopper = _Versions(v4=HopperV4, v5=HopperV5)
+make_walker2d = _Versions(v4=Walker2dV4, v5=Walker2dV5)
+make_half_cheetah = _Versions(v4=HalfCheetahV4, v5=HalfCheetahV5)

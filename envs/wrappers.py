@@ -70,7 +70,7 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         observe: also show it to the agent: the observation becomes the dictionary of ``observation``,
             ``budget`` (1,) and ``steps_left`` (1,).
         episode_length: the longest episode, in steps, from which ``steps_left`` counts down; by default that
-            of ``env.spec``.
+            of ``env.spec``, or else of the environment's ``max_episode_steps``.
 
     Raises:
         BudgetError: the budget is negative, NaN or not a number, or the discount out of range.
@@ -202,11 +202,13 @@ def _known_length(env: gym.Env[Any, Any], episode_length: int | None) -> int:
     """Return the longest episode, in steps.
 
     Raises:
-        EnvironmentContractError: neither the caller nor ``env.spec`` tells it.
+        EnvironmentContractError: neither the caller nor ``env.spec`` nor the environment itself tells it.
     """
     if episode_length is not None:
         return int(episode_length)
     length = None if env.spec is None else env.spec.max_episode_steps
+    if length is None and env.has_wrapper_attr("max_episode_steps"):
+        length = env.get_wrapper_attr("max_episode_steps")
     if length is None:
         raise EnvironmentContractError(
             "observe=True counts down the steps that are left, but this environment has no time limit: pass "

@@ -59,3 +59,10 @@ def test_every_python_block_in_the_documentation_can_be_parsed():
     assert len(found) > 8
     for page, text in found:
         compile(text, page, "exec")
+
+
+def test_every_test_that_the_documentation_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", "".join(path.read_text() for path in DOCS.glob("*.md"))))
+    sources = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    assert len(named) >= 9
+    assert {name for name in named if f"def {name}(" not in sources} == set()
