@@ -214,4 +214,5 @@ def _known_length(env: gym.Env[Any, Any], episode_length: int | None) -> int:
             "observe=True counts down the steps that are left, but this environment has no time limit: pass "
             "episode_length=..., or make it with max_episode_steps=..."
         )
-    return length
+    _check_episode_length(length)
+    return int(length)

@@ -33,6 +33,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = 0,
     change: tuple[str, ...] = (),
+    n_envs: int | None = None,
     output: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -47,6 +48,7 @@ def evaluate(
         episodes: for each budget, all with the same seeds.
         seed: of the first episode.
         change: changes in mid-episode, as STEP:REMAINING, for example 100:6.
+        n_envs: environments at once; default: all episodes, 100 at the most.
         output: folder for evaluation.json, evaluation.csv and evaluation.png.
         device: auto, cpu, cuda, ...
     """
@@ -67,6 +69,7 @@ def evaluate(
         env or resolve_env(loaded),
         budgets=chosen,
         episodes=episodes,
+        n_envs=n_envs,
         seed=seed,
         schedule=[parse_change(text) for text in change],
         progress_bar=True,

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 
@@ -12,8 +13,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env as check_with_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_with_stable_baselines
 
-from trebi_gym.envs.rendering import RENDERING_NEEDS
-from trebi_gym.errors import ConfigError
+from trebi_gym.envs.rendering import RENDERING_NEEDS, WINDOW_NEEDS
+from trebi_gym.errors import ConfigError, RenderingError
 from trebi_gym.rollout import make_envs
 
 TASKS = {"SafeHopper-v0": "Hopper", "SafeWalker2d-v0": "Walker2d", "SafeHalfCheetah-v0": "HalfCheetah"}
@@ -57,10 +58,10 @@ def test_everything_but_the_cost_is_gymnasiums_own(env_id, version, tmp_path, mo
         assert ended == (env_id != "SafeHalfCheetah-v0"), "hopper and walker fall under random torques"
 
 
-@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize(("env_id", "version"), BOTH)
 @pytest.mark.filterwarnings("ignore")
-def test_both_checkers_accept_it(env_id):
-    with gym.make(env_id) as env:
+def test_both_checkers_accept_it(env_id, version):
+    with gym.make(env_id, mujoco_version=version) as env:
         check_with_gymnasium(env.unwrapped, skip_render_check=True)
         check_with_stable_baselines(env)
 
@@ -77,11 +78,15 @@ def test_it_is_rebuilt_from_its_specs_json_in_the_same_version(env_id, version):
         assert "cost" in again.step(again.action_space.sample())[4]
 
 
-def test_v5_is_the_default_and_an_unknown_version_is_refused():
+def test_v5_is_the_default():
     with gym.make("SafeHopper-v0") as env:
         assert type(env.unwrapped).__name__ == "HopperV5"
-    with pytest.raises(ConfigError, match="mujoco_version must be one of v4, v5; got 'v3'"):
-        gym.make("SafeHopper-v0", mujoco_version="v3")
+
+
+@pytest.mark.parametrize("unknown", ["v3", 5, None, ["v4"]])
+def test_an_unknown_version_is_refused_with_those_that_exist(unknown):
+    with pytest.raises(ConfigError, match=f"must be one of v4, v5; got {re.escape(repr(unknown))}"):
+        gym.make("SafeHopper-v0", mujoco_version=unknown)
 
 
 def test_choosing_v4_on_purpose_does_not_warn(recwarn):
@@ -89,10 +94,15 @@ def test_choosing_v4_on_purpose_does_not_warn(recwarn):
     assert [str(warning.message) for warning in recwarn if "out of date" in str(warning.message)] == []
 
 
-def test_a_copy_has_the_same_options():
-    with gym.make("SafeWalker2d-v0", reset_noise_scale=0.25) as env:
-        again = copy.deepcopy(env.unwrapped)
-        np.testing.assert_array_equal(again.reset(seed=2)[0], env.unwrapped.reset(seed=2)[0])
+@pytest.mark.parametrize(("env_id", "version"), BOTH)
+def test_a_copy_has_the_same_version_and_options(env_id, version):
+    # copying goes the way of pickling
+    with gym.make(env_id, mujoco_version=version, reset_noise_scale=0.25) as env:
+        again = copy.deepcopy(env)
+        assert type(again.unwrapped) is type(env.unwrapped)
+        np.testing.assert_array_equal(again.reset(seed=2)[0], env.reset(seed=2)[0])
+        action = env.action_space.sample()
+        assert again.step(action)[4]["cost"] == env.step(action)[4]["cost"]
 
 
 def test_making_one_leaves_no_log_in_the_present_folder(tmp_path, monkeypatch):
@@ -108,6 +118,19 @@ def test_many_at_once_each_report_their_own_cost():
     infos = envs.step(envs.action_space.sample())[4]
     np.testing.assert_array_equal(infos["cost"], np.abs(infos["x_velocity"]))
     assert len(set(infos["cost"])) == 3
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_gymnasiums_vector_environments_take_the_version(mode):
+    envs = gym.make_vec("SafeHopper-v0", num_envs=2, vectorization_mode=mode, mujoco_version="v4")
+    envs.reset(seed=[1, 2])
+    costs = []
+    for seed in (1, 2):
+        with gym.make("SafeHopper-v0", mujoco_version="v4") as env:
+            env.reset(seed=seed)
+            costs.append(env.step(np.full(3, 0.5, np.float32))[4]["cost"])
+    np.testing.assert_array_equal(envs.step(np.full((2, 3), 0.5, np.float32))[4]["cost"], costs)
     envs.close()
 
 
@@ -131,13 +154,23 @@ def test_it_is_made_through_the_packages_name_without_an_import():
     assert in_another_interpreter(code) == "SafeHalfCheetah-v0"
 
 
+@pytest.mark.parametrize("env_id", TASKS)
+def test_rendering_without_a_render_mode_is_refused(env_id):
+    with gym.make(env_id, disable_env_checker=True) as env:
+        env.reset(seed=0)
+        with pytest.raises(RenderingError, match='made with render_mode="rgb_array"; it was made with'):
+            env.render()
+
+
 DRAW = """
 import gymnasium as gym, trebi_gym
+import numpy as np
 from trebi_gym.errors import RenderingError
-env = gym.make("SafeHopper-v0", render_mode="rgb_array", mujoco_version="{version}", width=96, height=64)
-env.reset(seed=0)
+env = gym.make("SafeHopper-v0", render_mode="{mode}", mujoco_version="{version}", width=96, height=64)
 try:
-    print(env.render().shape)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    print(np.shape(env.render()))
 except RenderingError as error:
     print(error)
 env.close()
@@ -146,4 +179,19 @@ env.close()
 
 @pytest.mark.parametrize("version", ["v4", "v5"])
 def test_it_draws_or_says_what_it_needs(version):
-    assert in_another_interpreter(DRAW.format(version=version)) in {RENDERING_NEEDS, "(64, 96, 3)"}
+    code = DRAW.format(version=version, mode="rgb_array")
+    assert in_another_interpreter(code) in {RENDERING_NEEDS, "(64, 96, 3)"}
+
+
+def test_it_draws_a_list_of_frames_or_says_what_it_needs():
+    code = DRAW.format(version="v5", mode="rgb_array_list")
+    assert in_another_interpreter(code) in {RENDERING_NEEDS, "(2, 64, 96, 3)"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere GLFW needs no display")
+@pytest.mark.parametrize(
+    ("mode", "needs"),
+    [("rgb_array", RENDERING_NEEDS), ("rgb_array_list", RENDERING_NEEDS), ("human", WINDOW_NEEDS)],
+)
+def test_without_opengl_or_a_display_it_says_what_it_needs_in_the_place_of_an_abort(mode, needs):
+    assert in_another_interpreter(DRAW.format(version="v5", mode=mode), MUJOCO_GL="glfw") == needs
