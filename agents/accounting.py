@@ -23,6 +23,11 @@ class _Counted:
     plain: npt.NDArray[np.float64]  # (E,) spent so far, undiscounted
     discounted: npt.NDArray[np.float64]  # (E,) spent so far, discounted to step 0
 
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> _Counted:
+        """Return what is known of some of the episodes only."""
+        inner = self.inner.of_rows(rows) if hasattr(self.inner, "of_rows") else self.inner
+        return _Counted(inner, self.plain[rows], self.discounted[rows])
+
 
 class OriginalAccounting:
     """A policy that is told budgets as TREBI's published code counts them (arXiv 2306.00603).

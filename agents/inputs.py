@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class PlanState:
         """(E,) whether the last plan was predicted to keep its budget."""
         kept: npt.NDArray[np.bool_] = self.costs <= self.budgets
         return kept
+
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> PlanState:
+        """Return the state of some of the environments only."""
+        return PlanState(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -174,3 +174,45 @@ def test_a_budget_that_is_none_is_refused(budget):
 def test_a_change_that_cannot_be_made_is_refused(arguments, message):
     with pytest.raises(BudgetError, match=message):
         BudgetChange(**arguments)
+
+
+class Remembering(Scripted):
+    """Keeps in its state which episode each row belongs to, told by the mark, and checks that it stays so."""
+
+    class State:
+        def __init__(self, marks):
+            self.marks = marks
+
+        def of_rows(self, rows):
+            return Remembering.State(self.marks[rows])
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False, *, budget):
+        marks = observation[:, 2].copy()
+        if state is not None:
+            running = ~episode_start
+            np.testing.assert_array_equal(marks[running], state.marks[running])
+        assert len(budget) == len(observation) == len(episode_start)
+        actions, _ = super().predict(observation, state, episode_start, deterministic, budget=budget)
+        return actions, self.State(marks)
+
+
+def test_ended_episodes_are_left_out_towards_the_end_and_nothing_else_changes():
+    options = {"budgets": [100.0] * 8, "seed": 3}
+    policy = Remembering()
+    some = run("LedgerEarly-v0", 8, policy, **options)
+    everyone = run("LedgerEarly-v0", 8, Scripted(), **options)
+    asked = [len(call["observation"]) for call in policy.calls]
+    assert asked[0] == 8
+    assert asked[-1] < 8
+    assert asked == sorted(asked, reverse=True)
+    assert len(some) == len(everyone)
+    for first, second in zip(rows(some), rows(everyone), strict=True):
+        for key in ("job", "t", "action", "reward", "cost", "done", "before", "after"):
+            assert first[key] == second[key], key
+        np.testing.assert_array_equal(first["observation"], second["observation"])
+
+
+def test_a_policy_whose_state_cannot_follow_is_asked_for_every_environment_to_the_end():
+    policy = Scripted()
+    run("LedgerEarly-v0", 8, policy, budgets=[100.0] * 8, seed=3)
+    assert {len(call["observation"]) for call in policy.calls} == {8}

@@ -31,7 +31,11 @@ class Policy(Protocol):
         *,
         budget: Sequence[Budget],
     ) -> tuple[Array, Any]:
-        """Return actions (E, A) and the state to hand back at the next step."""
+        """Return actions (E, A) and the state to hand back at the next step.
+
+        E is the number of environments. It falls towards the end of a rollout if the state has a method
+        ``of_rows(rows)``, which returns the state of some of them only: ended ones are then left out.
+        """
         ...
 
 
@@ -142,11 +146,14 @@ def rollout(
     observations: Array | None = None
     state: Any = None
     episode_start = np.ones(n_envs, dtype=np.bool_)
+    rows = np.arange(n_envs)  # environments that the policy is asked for
+    exhausted = False  # no more episodes to begin
 
     while True:
         for index in np.flatnonzero(ready):
             job = next(jobs, None)
             active[index] = job is not None
+            exhausted = exhausted or job is None
             seeds[index] = None
             counted[index] = idle
             if job is not None:
@@ -166,7 +173,15 @@ def rollout(
                     if change.step == counted[index].step:
                         counted[index] = change.apply(counted[index])
         before = tuple(counted)
-        actions, state = policy.predict(observations, state, episode_start, deterministic, budget=before)
+        rows, state = _still_needed(rows, active, state) if exhausted else (rows, state)
+        chosen, state = policy.predict(
+            observations[rows],
+            state,
+            episode_start[rows],
+            deterministic,
+            budget=tuple(before[index] for index in rows),
+        )
+        actions = _for_every(np.asarray(chosen), rows, n_envs)
         next_observations, rewards, terminated, truncated, infos = envs.step(actions)
         costs = _costs(infos, active)
         for index in np.flatnonzero(active):
@@ -176,7 +191,7 @@ def rollout(
             episode=episode.copy(),
             step=np.array([budget.step for budget in before], dtype=np.int64),
             observations=observations,
-            actions=np.asarray(actions),
+            actions=actions,
             rewards=np.array(rewards, dtype=np.float64),
             costs=costs,
             next_observations=next_observations,
@@ -190,6 +205,27 @@ def rollout(
         observations = next_observations
         ready = result.terminated | result.truncated
         episode_start = np.zeros(n_envs, dtype=np.bool_)
+
+
+def _still_needed(rows: npt.NDArray[np.int64], active: npt.NDArray[np.bool_], state: Any) -> tuple[Any, Any]:
+    """Leave idle environments out once they are half of those that the policy is asked for, if its state can follow.
+
+    Without this, the last long episode would be planned for along with all that ended before it.
+    """
+    needed = active[rows]
+    if 2 * needed.sum() > len(rows) or not hasattr(state, "of_rows"):
+        return rows, state
+    kept = np.flatnonzero(needed)
+    return rows[kept], state.of_rows(kept)
+
+
+def _for_every(chosen: Array, rows: npt.NDArray[np.int64], n_envs: int) -> Array:
+    """Return actions (E, A): the chosen ones in their rows, and for idle environments any that is allowed."""
+    if len(rows) == n_envs:
+        return chosen
+    actions = np.repeat(chosen[:1], n_envs, axis=0)
+    actions[rows] = chosen
+    return actions
 
 
 def _costs(infos: dict[str, Any], active: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents.inputs import critic_budgets, parse_request
+from trebi_gym.agents.inputs import continued, critic_budgets, parse_request
 from trebi_gym.agents.units import constant_rule, geometric_sum, remaining_rule
 from trebi_gym.budget import Budget
 from trebi_gym.errors import BudgetError, ObservationError
@@ -220,3 +220,15 @@ def test_tensors_that_require_a_gradient_are_read_like_any_other():
     request = parse_request(torch.ones(3, requires_grad=True), torch.tensor([2.0], requires_grad=True), 3)
     assert request.observations.tolist() == [[1.0, 1.0, 1.0]]
     assert request.remaining.tolist() == [2.0]
+
+
+def test_the_state_of_some_rows_is_that_of_these_environments():
+    state = continued(None, None, 4, 3, 2)
+    state.step[:] = [5, 6, 7, 8]
+    state.actions[:] = np.arange(24).reshape(4, 3, 2)
+    some = state.of_rows(np.array([1, 3]))
+    assert some.step.tolist() == [6, 8]
+    np.testing.assert_array_equal(some.actions, state.actions[[1, 3]])
+    assert {len(getattr(some, name)) for name in ("position", "rewards", "costs", "budgets")} == {2}
+    again = continued(some, None, 2, 3, 2)
+    assert again.step.tolist() == [6, 8]
