@@ -20,6 +20,7 @@ from trebi_gym.datasets.sources.hdf5 import (
     end_at_jumps,
     flat_arrays,
     following_observations,
+    foreign_metadata,
     read_flat,
     read_metadata,
     top_keys,
@@ -89,14 +90,7 @@ class D4RL:
             arrays["costs"] = _costs(
                 arrays, {key.removeprefix("infos/"): value for key, value in infos.items()}, reading
             )
-            recipe = reading.recipe
-            metadata.setdefault("name", path.stem if recipe is None else recipe.name)
-            if recipe is not None:
-                metadata.setdefault("env_id", recipe.env_id)
-            if reading.time_limit is not None:
-                metadata.setdefault("episode_length", reading.time_limit)
-            if notes:
-                metadata["notes"] = [*metadata.get("notes", []), *notes]
+            metadata = foreign_metadata(metadata, path, reading, notes)
             return EpisodeDataset.from_steps(**arrays, metadata=metadata)
         except (DatasetError, EnvironmentContractError) as error:
             raise DatasetError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error

@@ -18,6 +18,7 @@ from trebi_gym.datasets.sources.hdf5 import (
     end_at_jumps,
     flat_arrays,
     following_observations,
+    foreign_metadata,
     read_flat,
     read_metadata,
     top_keys,
@@ -57,12 +58,7 @@ class DSRL:
                 arrays["costs"] = np.asarray(
                     reading.cost(arrays["observations"], arrays["actions"], arrays["next_observations"], {})
                 )
-            metadata.setdefault("name", path.stem if reading.recipe is None else reading.recipe.name)
-            if reading.recipe is not None:
-                metadata.setdefault("env_id", reading.recipe.env_id)
-                metadata.setdefault("episode_length", reading.recipe.episode_length)
-            if notes:
-                metadata["notes"] = [*metadata.get("notes", []), *notes]
+            metadata = foreign_metadata(metadata, path, reading, notes)
             return EpisodeDataset.from_steps(**arrays, metadata=metadata)
         except DatasetError as error:
             raise DatasetError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error

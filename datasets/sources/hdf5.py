@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.splitting import jumps
 from trebi_gym.errors import DatasetError
 from trebi_gym.files import replacing
@@ -184,6 +185,22 @@ def end_at_jumps(arrays: dict[str, Array], path: Path) -> list[str]:
     note = f"{len(found)} episodes end where next_observations jump although no end is marked, first at step {found[0]}"
     _logger.warning("%s: %s", path, note)
     return [note]
+
+
+def foreign_metadata(
+    stored: Mapping[str, Any], path: Path, reading: Reading, notes: list[str]
+) -> dict[str, Any]:
+    """Return the metadata of a file that may be another's: what is stored, else what its name and the reading tell."""
+    recipe = reading.recipe
+    known: dict[str, Any] = {"name": path.stem if recipe is None else recipe.name}
+    if recipe is not None:
+        known["env_id"] = recipe.env_id
+    if reading.time_limit is not None:
+        known["episode_length"] = reading.time_limit
+    metadata = {**known, **stored}
+    if notes:
+        metadata["notes"] = [*metadata.get("notes", []), *notes]
+    return metadata
 
 
 def _array(stored: h5py.Dataset, path: Path) -> Array:
