@@ -142,7 +142,10 @@ def test_another_version_is_refused_with_the_remedy(saved):
         (lambda d: d.update(format="else"), "its description does not say"),
         (lambda d: d["config"].update(horizon="eight"), "config.horizon must be of type int"),
         (lambda d: d["config"].update(speed=3), "config has no field speed"),
-        (lambda d: d["config"].update(horizon=16), "the weights of diffusion do not fit its configuration"),
+        (
+            lambda d: d["config"].update(horizon=16),
+            "the weights of diffusion in the file do not fit its configuration",
+        ),
         (lambda d: d.pop("task"), "does not hold what a saved agent needs: 'task'"),
         (lambda d: d.pop("parts"), "does not hold what a saved agent needs: 'parts'"),
         (lambda d: d.update(parts=["policy"]), "unknown part 'policy'"),
@@ -159,7 +162,10 @@ def test_a_description_that_is_wrong_is_refused(saved, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.cost_critic." + first_name(t)), "weights of cost_critic do not fit"),
+        (
+            lambda t: t.pop("model.cost_critic." + first_name(t)),
+            "weights of cost_critic in the file do not fit",
+        ),
         (
             lambda t: t.update({"model.cost_critic." + first_name(t): torch.zeros(2)}),
             "weights of cost_critic",
@@ -302,7 +308,7 @@ def test_weights_that_are_not_finite_are_refused(saved):
         tensors[name] = torch.full_like(tensors[name], float("nan"))
 
     rewrite(saved, tensors=change)
-    with pytest.raises(CheckpointError, match="the weights of cost_critic are not all finite"):
+    with pytest.raises(CheckpointError, match="the weights of cost_critic in the file are not all finite"):
         TREBIAgent.load(saved)
 
 
