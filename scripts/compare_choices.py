@@ -125,7 +125,7 @@ def _true_scores(agent: TREBIAgent, dataset: Any, seed: int, arguments: Argument
     error = stale.rewards[:, 0] - finished.rewards[everyone, picked]
     print(
         f"seed {seed}, 200 decisions: the stale ranking takes another plan in {np.mean(np.array(picked) != 0):.0%}; "
-        f"its plan's true score is lower by {worse.mean():.3f} (at most {worse.max():.3f}); "
+        f"its plan is truly predicted to earn {-worse.mean():.3f} more (at worst {worse.max():.3f} less); "
         f"{np.mean((excess > 0) & finished.feasible[:, 0]):.1%} of its plans break a budget that another plan keeps; "
         f"what it ranked by differs from the true score by {np.abs(error).mean():.3f}"
     )
