@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,19 @@ from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
 from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.models import Task
+from trebi_gym.agents.models import PARTS, Task
+from trebi_gym.agents.networks import MLPDenoiser
+from trebi_gym.agents.networks.inference import for_inference
+from trebi_gym.agents.networks.pairs import pair
 from trebi_gym.datasets import AffineNormalizer
 
 Array = npt.NDArray[Any]
 
 MAX_ROWS = 16_384
-"""Plans that are denoised in one pass; more environments are planned for in several."""
+"""Plans that are denoised in one pass by an MLP; more environments are planned for in several passes."""
+
+MAX_CONVOLVED_ROWS = 2_048
+"""The same for networks that convolve, whose gradient keeps some 0.3 MB a plan."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class BudgetGuidedPlanner:
         cost_scale: the greatest cost-to-go in the data, the unit in which a denoiser that is conditioned on cost is asked
             for plans; None for one that is not.
         least_steps_left: the fewest steps left that the critics were trained on.
+        max_rows: plans that are denoised in one pass.
     """
 
     def __init__(
@@ -82,11 +89,14 @@ class BudgetGuidedPlanner:
         action_normalizer: AffineNormalizer,
         cost_scale: float | None = None,
         least_steps_left: int = 1,
+        max_rows: int = MAX_ROWS,
     ) -> None:
         self.config = config
         self._denoiser = denoiser.eval().requires_grad_(False)
         self._reward_critic = reward_critic.eval().requires_grad_(False)
         self._cost_critic = cost_critic.eval().requires_grad_(False)
+        self._both = pair(reward_critic, cost_critic)
+        self._max_rows = max_rows
         self._schedule = schedule
         self._horizon = horizon
         self._observations = observation_normalizer
@@ -110,7 +120,7 @@ class BudgetGuidedPlanner:
         """
         start = self._tensor(self._observations.normalize(observations))
         budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._least_steps_left))
-        at_once = max(1, MAX_ROWS // self.config.candidates)
+        at_once = max(1, self._max_rows // self.config.candidates)
         parts = [
             self._search(
                 start[first : first + at_once],
@@ -156,11 +166,14 @@ class BudgetGuidedPlanner:
             return torch.randn(shape, generator=generator, device=self._device)
 
         guide = BudgetGuide(
-            reward_critic=_with_steps_left(self._reward_critic, left),
-            cost_critic=_with_steps_left(self._cost_critic, left),
+            reward_critic=self._reward_critic,
+            cost_critic=self._cost_critic,
             budgets=budgets,
             cost_weight=config.cost_weight,
             guide_type=config.guide_type,
+            steps_left=left,
+            both=self._both,
+            skip_zeros=self._both is None and self._device.type == "cpu",
         )
         original = config.ranking == "original"
         x, scores = SAMPLERS[config.sampler](
@@ -226,25 +239,19 @@ class BudgetGuidedPlanner:
         return torch.as_tensor(np.asarray(values, dtype=np.float32), device=self._device)
 
 
-def _with_steps_left(
-    critic: nn.Module, steps_left: torch.Tensor
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        value: torch.Tensor = critic(x, t, steps_left)
-        return value
-
-    return score
-
-
 def make_planner(
     models: Mapping[str, nn.Module], task: Task, config: TREBIConfig, device: torch.device
 ) -> BudgetGuidedPlanner:
     """Return the planner of an agent's three models, by the names of ``PARTS``."""
     conditioned = bool(config.denoiser.options.get("condition"))
+    size = task.action_size + task.observation_size
+    denoiser, reward_critic, cost_critic = (
+        for_inference(models[part], config.horizon, size) for part in PARTS
+    )
     return BudgetGuidedPlanner(
-        models["diffusion"],
-        models["reward_critic"],
-        models["cost_critic"],
+        denoiser,
+        reward_critic,
+        cost_critic,
         NoiseSchedule.cosine(config.diffusion_steps).to(device),
         config.planner,
         horizon=config.horizon,
@@ -252,4 +259,5 @@ def make_planner(
         action_normalizer=task.actions,
         cost_scale=task.cost_scale if conditioned else None,
         least_steps_left=1 if config.early_ends > 0 else config.horizon,
+        max_rows=MAX_ROWS if isinstance(denoiser, MLPDenoiser) else MAX_CONVOLVED_ROWS,
     )
