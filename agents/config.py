@@ -131,6 +131,8 @@ class PlannerConfig:
     """Share of what is left of the budget that planning holds back, against optimistic predictions."""
     control_interval: int = 1
     """Actions of a plan that are executed before the next plan is made."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks while plans are denoised and guided; finished plans are scored in float32 either way."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -138,6 +140,7 @@ class PlannerConfig:
         _choice("ranking", self.ranking, ("rescored", "original"))
         _choice("budget_rule", self.budget_rule, ("remaining", "constant"))
         _choice("guide_type", self.guide_type, (0, 1))
+        _choice("precision", self.precision, ("float32", "bfloat16"))
         for name in ("candidates", "control_interval"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):

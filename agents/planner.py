@@ -157,7 +157,7 @@ class BudgetGuidedPlanner:
             clean: torch.Tensor = (
                 self._denoiser(x, t) if condition is None else self._denoiser(x, t, condition)
             )
-            return clean
+            return clean.float()
 
         def pin(x: torch.Tensor) -> torch.Tensor:
             return pin_first_observation(x, start, self._action_size)
@@ -176,21 +176,19 @@ class BudgetGuidedPlanner:
             skip_zeros=self._both is None and self._device.type == "cpu",
         )
         original = config.ranking == "original"
-        x, scores = SAMPLERS[config.sampler](
-            denoise,
-            self._schedule,
-            (rows, self._horizon, self._size),
-            guide=guide,
-            pin=pin,
-            draw_noise=draw_noise,
-            guidance=Guidance(
-                scale=config.guide_scale,
-                moves=config.guide_moves,
-                stop_below=config.guide_stop,
-                score=original,
-            ),
-            n_steps=config.sampler_steps,
-        )
+        guidance = Guidance(config.guide_scale, config.guide_moves, config.guide_stop, score=original)
+        reduced = config.precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
+            x, scores = SAMPLERS[config.sampler](
+                denoise,
+                self._schedule,
+                (rows, self._horizon, self._size),
+                guide=guide,
+                pin=pin,
+                draw_noise=draw_noise,
+                guidance=guidance,
+                n_steps=config.sampler_steps,
+            )
         if not original or scores is None:
             scores = guide.scores(x, torch.zeros(1, dtype=torch.long, device=self._device).expand(rows))
         shaped = Scores(*(value.view(environments, config.candidates) for value in scores))

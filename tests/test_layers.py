@@ -29,9 +29,11 @@ TOP = {
         "downloading",
         "generating",
         "learning_commands",
+        "measuring",
         "results",
         "stages",
         "terminal",
+        "textbook",
     )
 }
 # the first entry that a module begins with tells what it may import of ours, beside the shared words

@@ -20,11 +20,12 @@ class _Mish(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             r = x.exp().add_(1).square_().add_(1).reciprocal_()  # 0 where e^x overflows, as it should be
             return torch.addcmul(x, x, r, value=-2)
-        w = x.clamp(max=20.0).exp_()
+        y = x.clamp(max=20.0)  # beyond, the slope is 1 and squares would overflow
+        w = y.exp()
         s = w + 1
         r = (s * s).add_(1).reciprocal_()
         # the derivative, 1 - 2 r + 4 x r^2 (1 + e^x) e^x
-        slope = s.mul_(w).mul_(r).mul_(x).mul_(2).sub_(1).mul_(r).mul_(2).add_(1)
+        slope = s.mul_(w).mul_(r).mul_(y).mul_(2).sub_(1).mul_(r).mul_(2).add_(1)
         ctx.save_for_backward(slope)
         return torch.addcmul(x, x, r, value=-2)
 
@@ -102,12 +103,9 @@ def _rows_of_convolutions(network: nn.Module, horizon: int, transition_dim: int)
     hooks = [m.register_forward_pre_hook(note) for m in network.modules() if isinstance(m, nn.Conv1d)]
     if hooks:
         with torch.no_grad():
-            x = torch.zeros(1, horizon, transition_dim)
-            network(
-                x,
-                torch.zeros(1, dtype=torch.long),
-                *([torch.ones(1)] if getattr(network, "steps_left", None) else []),
-            )
+            # two plans: a group of a single number cannot be normalised
+            x, t = torch.zeros(2, horizon, transition_dim), torch.zeros(2, dtype=torch.long)
+            network(x, t, *([torch.ones(2)] if getattr(network, "steps_left", None) else []))
     for hook in hooks:
         hook.remove()
     return rows

@@ -115,3 +115,60 @@ def test_the_original_values_choose_the_plan_that_rank_chooses():
     scores = Scores(torch.randn(50, 8, generator=generator), torch.randn(50, 8, generator=generator))
     budgets = torch.randn(50, generator=generator)
     assert torch.equal(original_values(scores, budgets).argmax(dim=1), rank(scores, budgets)[:, 0])
+
+
+class CountingCritic:
+    """A critic that notes how many plans it was asked for with a gradient, and with which steps left."""
+
+    def __init__(self, weight):
+        self.weight, self.differentiated, self.left = weight, [], []
+
+    def __call__(self, x, t, steps_left):
+        assert len(x) == len(t) == len(steps_left)
+        if x.requires_grad:
+            self.differentiated.append(len(x))
+        self.left.append(steps_left)
+        return (self.weight * x**2).sum(dim=(1, 2)) + steps_left
+
+
+@pytest.mark.parametrize("guide_type", [0, 1])
+@pytest.mark.parametrize("over", [0, 1, 3, 5, 8])
+def test_leaving_out_gradients_that_count_for_nothing_changes_no_direction(over, guide_type):
+    x = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([4]).expand(8)
+    left = torch.arange(8.0)
+    weight = torch.tensor([1.0, 2.0])
+    budgets = (weight * x**2).sum(dim=(1, 2)) + left + torch.where(torch.arange(8) < over, -0.5, 0.5)
+
+    def guide(skip_zeros):
+        critics = CountingCritic(-weight), CountingCritic(weight)
+        made = BudgetGuide(*critics, budgets, guide_type=guide_type, steps_left=left, skip_zeros=skip_zeros)
+        return made, critics[1]
+
+    plain, counted = guide(False)
+    direction, scores = plain(x, t)
+    assert counted.differentiated == [8]
+    quick, counted = guide(True)
+    for _ in range(3):  # the first time all are differentiated, then only as many as were over the last time
+        again, others = quick(x, t)
+        torch.testing.assert_close(again, direction, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(torch.stack(others), torch.stack(scores))
+    few = over < 4
+    assert counted.differentiated == ([8] + [over] * 2 * (over > 0) if few else [8] * 3)
+    if few and over:
+        assert counted.left[-1].tolist() == list(range(over))
+
+
+def test_a_guide_asks_both_critics_at_once_where_it_can():
+    x, t = plans([1.0, 3.0])
+    apart = BudgetGuide(reward, cost, torch.tensor([2.0, 2.0]))
+    asked = []
+
+    def both(x, t, steps_left):
+        asked.append(steps_left)
+        return reward(x, t), cost(x, t)
+
+    together = BudgetGuide(None, None, torch.tensor([2.0, 2.0]), both=both)
+    assert torch.equal(together(x, t)[0], apart(x, t)[0])
+    assert torch.equal(together.scores(x, t).costs, apart.scores(x, t).costs)
+    assert asked == [None, None]

@@ -19,6 +19,7 @@ from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_va
 from trebi_gym.agents.diffusion.samplers import Guidance, ddpm, ddpm_step
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.networks import TemporalCritic, TemporalUnet
+from trebi_gym.agents.networks.inference import for_inference
 
 PATH = Path(__file__).parents[1] / "data" / "sampling.safetensors"
 TENSORS = load_file(PATH)
@@ -53,6 +54,10 @@ SCHEDULE = NoiseSchedule.cosine(STEPS)
 UNET = loaded(TemporalUnet, "unet.")
 REWARD = loaded(TemporalCritic, "reward.")
 COST = loaded(TemporalCritic, "cost.")
+# the networks as they are written, and the copies that the planner uses on a CPU
+WRITTEN = (UNET, REWARD, COST)
+PLANNED = tuple(for_inference(network, HORIZON, TRANSITION_DIM) for network in WRITTEN)
+WAYS = pytest.mark.parametrize("way", [WRITTEN, PLANNED], ids=["as written", "as planned"])
 GUIDANCE = Guidance(scale=SIZES["scale"], moves=SIZES["n_guide_steps"], stop_below=SIZES["t_stopgrad"])
 
 
@@ -68,14 +73,15 @@ def pin_to_window(x):
     return pin_first_observation(x, LOSSES["x"][:, 0, ACTION_DIM:], ACTION_DIM)
 
 
-def guide_of(case):
+def guide_of(case, way):
     threshold = torch.tensor([SIZES["thresholds"][case]])
     guide = BudgetGuide(
-        REWARD,
-        COST,
+        way[1],
+        way[2],
         threshold.expand(SIZES["candidates"]),
         cost_weight=SIZES["cost_grad_weight"],
         guide_type=int(case[-1]),
+        skip_zeros=way is PLANNED,
     )
     return guide, threshold
 
@@ -114,13 +120,14 @@ def test_the_critic_loss_is_that_of_the_original():
     close(loss, LOSSES["value_loss"])
 
 
+@WAYS
 @pytest.mark.parametrize("case", CASES)
-def test_every_denoising_step_from_the_recorded_state_is_that_of_the_original(case):
-    guide, threshold = guide_of(case)
+def test_every_denoising_step_from_the_recorded_state_is_that_of_the_original(case, way):
+    guide, threshold = guide_of(case, way)
     recorded = part(f"{case}.")
     for drawn in range(STEPS):
         x, scores = ddpm_step(
-            UNET,
+            way[0],
             SCHEDULE,
             recorded["chain"][:, drawn],
             STEPS - 1 - drawn,
@@ -134,13 +141,14 @@ def test_every_denoising_step_from_the_recorded_state_is_that_of_the_original(ca
         close(values_of(scores, threshold), recorded["step_values"][drawn])
 
 
+@WAYS
 @pytest.mark.parametrize("case", CASES)
-def test_the_free_running_loop_ends_in_the_plans_of_the_original_in_its_order(case):
-    guide, threshold = guide_of(case)
+def test_the_free_running_loop_ends_in_the_plans_of_the_original_in_its_order(case, way):
+    guide, threshold = guide_of(case, way)
     recorded = part(f"{case}.")
     noise = iter(TENSORS["noise"])
     x, scores = ddpm(
-        UNET,
+        way[0],
         SCHEDULE,
         (SIZES["candidates"], HORIZON, TRANSITION_DIM),
         guide=guide,
