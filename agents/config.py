@@ -3,60 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-
+from trebi_gym.agents.checked import build, check_types, choice, known, plain, require
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
 from trebi_gym.agents.networks import CRITICS, DENOISERS
 from trebi_gym.datasets.normalizers import NORMALIZERS
-from trebi_gym.errors import ConfigError
-
-T = TypeVar("T")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _choice(name: str, value: Any, choices: Any) -> None:
-    _require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    if typing.get_origin(hint) is types.UnionType:
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if typing.get_origin(hint) is Literal:
-        return value  # the dataclass itself checks its choices
-    types_of: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
-    expected = types_of.get(hint, (Mapping,))
-    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} must be of type {getattr(hint, '__name__', 'object')}; got {value!r}")
-    if hint is float and isinstance(value, (float, int)):
-        _require(math.isfinite(value), f"{where} must be finite; got {value}")
-        return float(value)
-    return value
-
-
-def _check_types(config: Any) -> None:
-    """Raise unless every field holds what its annotation says; NumPy's whole numbers become Python's."""
-    hints = typing.get_type_hints(type(config))
-    for item in dataclasses.fields(config):
-        value, hint = getattr(config, item.name), hints[item.name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            _require(isinstance(value, hint), f"{item.name} must be a {hint.__name__}; got {value!r}")
-            continue
-        if isinstance(value, np.integer):
-            value = int(value)
-        object.__setattr__(config, item.name, _typed(value, hint, item.name))
 
 
 @dataclass(frozen=True)
@@ -67,7 +21,7 @@ class NetworkConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -92,13 +46,13 @@ class TrainingConfig:
     """Steps between two updates of the average."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("steps", "batch_size", "accumulation", "ema_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
-        _require(self.learning_rate > 0, f"learning_rate must be positive; got {self.learning_rate}")
-        _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1); got {self.ema_decay}")
-        _require(self.ema_start >= 0, f"ema_start must be at least 0; got {self.ema_start}")
-        _choice("learning_rate_schedule", self.learning_rate_schedule, ("constant", "cosine"))
+            require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        require(self.learning_rate > 0, f"learning_rate must be positive; got {self.learning_rate}")
+        require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1); got {self.ema_decay}")
+        require(self.ema_start >= 0, f"ema_start must be at least 0; got {self.ema_start}")
+        choice("learning_rate_schedule", self.learning_rate_schedule, ("constant", "cosine"))
 
 
 @dataclass(frozen=True)
@@ -135,26 +89,26 @@ class PlannerConfig:
     """Of the networks while plans are denoised and guided; finished plans are scored in float32 either way."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _choice("sampler", self.sampler, SAMPLERS)
-        _choice("ranking", self.ranking, ("rescored", "original"))
-        _choice("budget_rule", self.budget_rule, ("remaining", "constant"))
-        _choice("guide_type", self.guide_type, (0, 1))
-        _choice("precision", self.precision, ("float32", "bfloat16"))
+        check_types(self)
+        choice("sampler", self.sampler, SAMPLERS)
+        choice("ranking", self.ranking, ("rescored", "original"))
+        choice("budget_rule", self.budget_rule, ("remaining", "constant"))
+        choice("guide_type", self.guide_type, (0, 1))
+        choice("precision", self.precision, ("float32", "bfloat16"))
         for name in ("candidates", "control_interval"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
-            _require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
-        _require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
-        _require(
+            require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
+        require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
+        require(
             self.sampler_steps is None or self.sampler_steps >= 1,
             f"sampler_steps must be at least 1, or None for all; got {self.sampler_steps}",
         )
-        _require(
+        require(
             self.ranking != "original" or self.guide_moves >= 1,
             'ranking="original" ranks by what the guide said at its last move, so it needs guide_moves of at least 1',
         )
-        _require(
+        require(
             self.budget_factor is None or self.budget_factor > 0,
             f"budget_factor must be positive; got {self.budget_factor}",
         )
@@ -203,41 +157,41 @@ class TREBIConfig:
     """How a decision is made."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _choice("denoiser", self.denoiser.name, DENOISERS)
-        _choice("reward_critic", self.reward_critic.name, CRITICS)
-        _choice("cost_critic", self.cost_critic.name, CRITICS)
-        _choice("normalizer", self.normalizer, NORMALIZERS)
+        check_types(self)
+        choice("denoiser", self.denoiser.name, DENOISERS)
+        choice("reward_critic", self.reward_critic.name, CRITICS)
+        choice("cost_critic", self.cost_critic.name, CRITICS)
+        choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("discount", "cost_discount"):
-            _require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1]; got {getattr(self, name)}")
-        _require(
+            require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1]; got {getattr(self, name)}")
+        require(
             self.cost_quantile is None or 0 < self.cost_quantile < 1,
             f"cost_quantile must lie in (0, 1); got {self.cost_quantile}",
         )
-        _require(
+        require(
             self.episode_length is None or self.episode_length >= self.horizon,
             f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}",
         )
         steps = self.planner.sampler_steps
-        _require(
+        require(
             steps is None or steps <= self.diffusion_steps,
             f"sampler_steps is {steps}, but the noise schedule has only {self.diffusion_steps} steps",
         )
-        _require(
+        require(
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",
         )
-        _require(
+        require(
             self.first_action_weight >= 0,
             f"first_action_weight must be at least 0; got {self.first_action_weight}",
         )
-        _require(0 <= self.early_ends <= 1, f"early_ends must lie in [0, 1]; got {self.early_ends}")
+        require(0 <= self.early_ends <= 1, f"early_ends must lie in [0, 1]; got {self.early_ends}")
         blind = [
             n for n in ("reward_critic", "cost_critic") if not getattr(self, n).options.get("steps_left")
         ]
-        _require(
+        require(
             self.early_ends == 0 or not blind,
             f"early_ends is {self.early_ends}, so the critics need the option steps_left; {', '.join(blind)} lack it",
         )
@@ -247,7 +201,7 @@ class TREBIConfig:
         if self.denoiser.name != "temporal_unet":
             return
         halvings = len(self.denoiser.options.get("dim_mults", (1, 2, 4, 8))) - 1
-        _require(
+        require(
             self.horizon % 2**halvings == 0,
             f"the U-Net halves the horizon {halvings} times, so it must divide by {2**halvings}; got {self.horizon}",
         )
@@ -270,16 +224,16 @@ class TREBIConfig:
                 and dataclasses.is_dataclass(current)
                 and not isinstance(current, type)
             ):
-                _known(type(current), value)
+                known(type(current), value)
                 value = dataclasses.replace(current, **value)
             resolved[name] = value
-        _known(TREBIConfig, resolved)
+        known(TREBIConfig, resolved)
         return dataclasses.replace(self, **resolved)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, from which ``from_dict`` makes the same configuration again."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        data: dict[str, Any] = plain(self)
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TREBIConfig:
@@ -288,36 +242,4 @@ class TREBIConfig:
         Raises:
             ConfigError: an unknown field, a value of the wrong type, or one that cannot work.
         """
-        return _build(cls, data, "config")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _build(cls: type[T], data: Any, where: str) -> T:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} must be an object with named fields; got {data!r}")
-    _known(cls, data, where)
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, value in data.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            values[name] = _build(hint, value, f"{where}.{name}")
-        else:
-            values[name] = _typed(value, hint, f"{where}.{name}")
-    return cls(**values)
-
-
-def _known(cls: type, data: Mapping[str, Any], where: str = "config") -> None:
-    names = {item.name for item in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - names)
-    if unknown:
-        raise ConfigError(f"{where} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}")
+        return build(cls, data, "config")

@@ -104,7 +104,7 @@ def test_a_preset_is_found_by_its_name_and_by_the_originals_way_of_writing_it():
         ({"horizon": 4, "planner": {"control_interval": 5}}, "control_interval is 5, .* only 4 steps"),
         ({"planner": {"candidates": 0}}, "candidates must be at least 1"),
         ({"planner": {"control_interval": 0}}, "control_interval must be at least 1"),
-        ({"planner": {"sampler": "euler"}}, "sampler must be one of ddpm, ddim; got 'euler'"),
+        ({"planner": {"sampler": "euler"}}, "sampler must be one of ddpm, ddim, dpm_solver; got 'euler'"),
         ({"planner": {"sampler_steps": 0}}, "sampler_steps must be at least 1, or None"),
         ({"planner": {"cost_weight": -1.0}}, "cost_weight must be at least 0"),
         ({"planner": {"cost_weight": float("nan")}}, "cost_weight must be finite; got nan"),

@@ -206,3 +206,57 @@ def test_planning_leaves_no_gradient_behind():
     made = make_planner(guide_moves=2)
     made.plan(np.zeros((1, 2)), np.zeros(1), np.array([50.0]), torch.Generator())
     assert all(p.grad is None and not p.requires_grad for p in made._denoiser.parameters())
+
+
+def test_many_environments_are_planned_in_several_passes_of_bounded_size():
+    made = make_planner(candidates=4)
+    made._max_rows = 8
+    seen = []
+    made._denoiser.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    plan = made.plan(np.zeros((5, 2)), np.full(5, 9.0), np.full(5, 50.0), torch.Generator().manual_seed(0))
+    assert plan.actions.shape[:2] == (5, 4)
+    assert max(seen) == 8
+    assert sum(seen) == 5 * 5 * 4  # sampler steps x environments x candidates
+
+
+class Linear(nn.Module):
+    """A denoiser with a matrix product, which autocast does in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(HORIZON * (ACTION + OBSERVATION), HORIZON * (ACTION + OBSERVATION))
+        self.types = []
+
+    def forward(self, x, t, condition=None):
+        out = self.layer(x.flatten(1))
+        self.types.append(out.dtype)
+        return out.view_as(x)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_plans_are_float32_and_scored_in_float32_whatever_the_precision_of_denoising(precision):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = BudgetGuidedPlanner(
+            Linear(),
+            Reward(),
+            Cost(),
+            NoiseSchedule.cosine(10),
+            PlannerConfig(candidates=16, sampler_steps=3, guide_moves=1, precision=precision),
+            horizon=HORIZON,
+            observation_normalizer=OBSERVATIONS,
+            action_normalizer=ACTIONS,
+        )
+    found = made.search(np.ones((2, 2)), np.full(2, 9.0), np.full(2, 50.0), torch.Generator().manual_seed(0))
+    assert set(made._denoiser.types) == {getattr(torch, precision)}
+    assert found.trajectories.dtype == found.rewards.dtype == found.costs.dtype == torch.float32
+    torch.testing.assert_close(
+        found.costs.flatten(), Cost()(found.trajectories.flatten(0, 1), None), atol=1e-5, rtol=0
+    )
+
+
+def test_bfloat16_plans_lie_close_to_float32_plans():
+    plans = {}
+    for precision in ("float32", "bfloat16"):
+        plans[precision] = make_plan([8.0, 12.0], guide_moves=1, precision=precision)
+    np.testing.assert_allclose(np.sort(plans["bfloat16"].costs), np.sort(plans["float32"].costs), atol=0.05)

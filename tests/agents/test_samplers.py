@@ -7,7 +7,7 @@ import torch
 
 from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide
-from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance, ddim, ddim_steps, ddpm
+from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance, ddim, ddim_steps, ddpm, dpm_solver
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.cosine(20)
@@ -227,3 +227,31 @@ def test_ddpm_refuses_to_take_fewer_steps():
 def test_a_negative_eta_is_refused():
     with pytest.raises(ValueError, match="eta must not be negative"):
         ddim(same, SCHEDULE, SHAPE, guide=None, pin=same, draw_noise=drawer(), eta=-1.0)
+
+
+def test_dpm_solver_is_of_second_order_and_ddim_of_first():
+    mean, deviation, schedule = 1.5, 0.5, NoiseSchedule.cosine(200)
+    denoise = gaussian_denoiser(mean, deviation, schedule)
+
+    def sample(sampler, n_steps):
+        x, _ = sampler(
+            denoise, schedule, (64, 2, 2), guide=None, pin=same, draw_noise=drawer(), n_steps=n_steps
+        )
+        return x
+
+    # one or two steps leave nothing to extrapolate from
+    for n_steps in (1, 2):
+        assert torch.equal(sample(dpm_solver, n_steps), sample(ddim, n_steps))
+    # without noise the path of normal data is known: a plan keeps its distance from the mean, in standard deviations
+    noise = drawer()((64, 2, 2))
+    kept = schedule.alphas_cumprod[-1]
+    spread = (kept * deviation**2 + 1 - kept).sqrt()
+    exact = mean + deviation * (noise - kept.sqrt() * mean) / spread
+    for n_steps, ratio in ((50, 0.4), (200, 0.01)):
+        first, second = ((sample(s, n_steps) - exact).abs().mean() for s in (ddim, dpm_solver))
+        assert second < ratio * first
+
+
+def test_dpm_solver_refuses_more_steps_than_there_are():
+    with pytest.raises(ValueError, match="1 to 20 steps"):
+        dpm_solver(same, SCHEDULE, SHAPE, guide=None, pin=same, draw_noise=drawer(), n_steps=21)
