@@ -53,14 +53,18 @@ class MLPTrunk(nn.Module):
 
     def forward(self, features: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Map features (B, F) at steps t (B,) to (B, W); condition (B or 1, W) joins the step embedding."""
-        embedding = self.embed(one_row_if_equal(t))
-        if condition is not None:
-            embedding = embedding + condition
-        parts = self.modulate(embedding).chunk(len(self.blocks), dim=1)
+        parts = self.modulations(one_row_if_equal(t), condition).chunk(len(self.blocks), dim=1)
         hidden = self.enter(features)
         for block, part in zip(self.blocks, parts, strict=True):
             hidden = block(hidden, part)
         return cast(Tensor, self.norm(hidden))
+
+    def modulations(self, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return what is added in every block, side by side (B or 1, blocks * W)."""
+        embedding = self.embed(t)
+        if condition is not None:
+            embedding = embedding + condition
+        return cast(Tensor, self.modulate(embedding))
 
 
 class MLPDenoiser(nn.Module):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from trebi_gym.agents.networks.embeddings import one_row_if_equal
-from trebi_gym.agents.networks.mlp import MLPBlock, MLPCritic
+from trebi_gym.agents.networks.mlp import MLPBlock, MLPCritic, MLPTrunk
 
 
 class PairedMLPCritics(nn.Module):
@@ -24,36 +23,19 @@ class PairedMLPCritics(nn.Module):
         super().__init__()
         self.steps_left = first.steps_left
         self.trunks = nn.ModuleList([first.trunk, second.trunk])
-
-        def both(of: Callable[[MLPCritic], Tensor], transpose: bool = False) -> Tensor:
-            pair = torch.stack([of(first).detach(), of(second).detach()])
-            return pair.transpose(1, 2).contiguous() if transpose else pair[:, None]
-
-        def linear(name: str, of: Callable[[MLPCritic], nn.Linear]) -> None:
-            self.register_buffer(f"{name}_weight", both(lambda critic: of(critic).weight, transpose=True))
-            self.register_buffer(f"{name}_bias", both(lambda critic: of(critic).bias))
-
-        # A normalisation's gain and shift go into the layer that follows it.
-        def normalised(
-            name: str, norm: Callable[[MLPCritic], nn.LayerNorm], of: Callable[[MLPCritic], nn.Linear]
-        ) -> None:
-            linear(name, of)
-            weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
-            bias += both(lambda critic: norm(critic).bias) @ weight
-            weight *= both(lambda critic: norm(critic).weight).transpose(1, 2)
-
-        def block(critic: MLPCritic, index: int) -> MLPBlock:
-            return cast(MLPBlock, critic.trunk.blocks[index])
-
         self.blocks = len(first.trunk.blocks)
         self.width = first.trunk.enter.out_features
-        linear("enter", lambda critic: critic.trunk.enter)
-        for index in range(self.blocks):
-            normalised(
-                f"first{index}", lambda c, i=index: block(c, i).norm, lambda c, i=index: block(c, i).first
-            )  # type: ignore[misc]
-            linear(f"second{index}", lambda c, i=index: block(c, i).second)  # type: ignore[misc]
-        normalised("leave", lambda critic: critic.trunk.norm, lambda critic: critic.leave)
+        pairs = [_layers(first), _layers(second)]
+        for name, (one, norm) in pairs[0].items():
+            other, other_norm = pairs[1][name]
+            weight = torch.stack([one.weight.detach(), other.weight.detach()]).transpose(1, 2).contiguous()
+            bias = torch.stack([one.bias.detach(), other.bias.detach()])[:, None]
+            if norm is not None and other_norm is not None:
+                # a normalisation's gain and shift go into the layer that follows it
+                bias = bias + torch.stack([norm.bias.detach(), other_norm.bias.detach()])[:, None] @ weight
+                weight = weight * torch.stack([norm.weight.detach(), other_norm.weight.detach()])[:, :, None]
+            self.register_buffer(f"{name}_weight", weight)
+            self.register_buffer(f"{name}_bias", bias)
 
     def forward(self, x: Tensor, t: Tensor, steps_left: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Predict two times (B,) from the noisy x (B, H, D) at steps t (B,)."""
@@ -61,9 +43,8 @@ class PairedMLPCritics(nn.Module):
         if self.steps_left is not None:
             features = torch.cat([features, self.steps_left(steps_left)], dim=1)
         step = one_row_if_equal(t)
-        parts = torch.stack([trunk.modulate(trunk.embed(step)) for trunk in self.trunks]).chunk(
-            self.blocks, dim=2
-        )  # type: ignore[operator]
+        embedded = torch.stack([cast(MLPTrunk, trunk).modulations(step) for trunk in self.trunks])
+        parts = embedded.chunk(self.blocks, dim=2)
         hidden = self._linear("enter", features.expand(2, -1, -1))
         for index, part in enumerate(parts):
             inner = nn.functional.silu(self._linear(f"first{index}", self._normalised(hidden)) + part)
@@ -76,6 +57,15 @@ class PairedMLPCritics(nn.Module):
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return torch.baddbmm(self.get_buffer(f"{name}_bias"), x, self.get_buffer(f"{name}_weight"))
+
+
+def _layers(critic: MLPCritic) -> dict[str, tuple[nn.Linear, nn.LayerNorm | None]]:
+    """Return the linear layers by name, each with the normalisation before it."""
+    layers: dict[str, tuple[nn.Linear, nn.LayerNorm | None]] = {"enter": (critic.trunk.enter, None)}
+    for index, block in enumerate(cast(list[MLPBlock], critic.trunk.blocks)):
+        layers[f"first{index}"] = (block.first, block.norm)
+        layers[f"second{index}"] = (block.second, None)
+    return layers | {"leave": (critic.leave, critic.trunk.norm)}
 
 
 def pair(first: nn.Module, second: nn.Module) -> PairedMLPCritics | None:
