@@ -84,7 +84,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def count_operations(call: Callable[[], object]) -> int:
     """Return the floating-point operations of the matrix products and convolutions that a call makes."""
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         call()
     return counter.operations
 
