@@ -85,8 +85,9 @@ class PlannerConfig:
     """Share of what is left of the budget that planning holds back, against optimistic predictions."""
     control_interval: int = 1
     """Actions of a plan that are executed before the next plan is made."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks while plans are denoised and guided; finished plans are scored in float32 either way."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the networks while plans are denoised and guided; finished plans are scored in float32 either way. TF32 is a way
+    in which GPUs multiply float32; on a CPU it is float32."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -94,7 +95,7 @@ class PlannerConfig:
         choice("ranking", self.ranking, ("rescored", "original"))
         choice("budget_rule", self.budget_rule, ("remaining", "constant"))
         choice("guide_type", self.guide_type, (0, 1))
-        choice("precision", self.precision, ("float32", "bfloat16"))
+        choice("precision", self.precision, ("float32", "tf32", "bfloat16"))
         for name in ("candidates", "control_interval"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):

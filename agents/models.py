@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,48 +147,88 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
 
 
 def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> Loss:
-    """Return the loss of one of the ``PARTS``: it draws a batch of windows, noise levels and noise."""
-    schedule = NoiseSchedule.cosine(config.diffusion_steps).to(windows.device)
-    batch_size = config.training_of(part).batch_size
-    size = task.action_size + task.observation_size
-    weights = loss_weights(config.horizon, task.action_size, size, config.first_action_weight).to(
-        windows.device
-    )
-    conditioned = bool(config.denoiser.options.get("condition"))
+    """Return the loss of one of the ``PARTS`` on batches of windows."""
+    kind = _DenoisingLoss if part == "diffusion" else _CriticLoss
+    return kind(part, config, task, windows)
 
-    def loss(model: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        device = windows.device
-        index = torch.randint(len(windows), (batch_size,), generator=generator, device=device)
-        window = windows[index]
-        if config.early_ends > 0 and part != "diffusion":
-            shortened = torch.rand(batch_size, generator=generator, device=device) < config.early_ends
-            share = torch.rand(batch_size, generator=generator, device=device)
-            steps = (share * window.steps_left).ceil().clamp(min=1)
-            window = windows.ending_after(index, torch.where(shortened, steps, window.steps_left))
-        x0 = window.trajectory
-        t = torch.randint(config.diffusion_steps, (batch_size,), generator=generator, device=device)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
 
-        def pin(x: torch.Tensor) -> torch.Tensor:
-            return pin_first_observation(x, x0[:, 0, task.action_size :], task.action_size)
+class _WindowLoss:
+    """Draws windows, noise levels and noise; the losses of the parts derive from it."""
 
-        if part != "diffusion":
-            target = window.return_to_go if part == "reward_critic" else window.cost_to_go
-            quantile = config.cost_quantile if part == "cost_critic" else None
-            value = critic_loss(model, schedule, x0, t, noise, target, pin, window.steps_left, quantile)
-            return value, {}
-        condition = None
-        if conditioned:
-            dropped = torch.rand(batch_size, generator=generator, device=device) < CONDITION_DROPOUT
-            condition = torch.where(dropped, torch.nan, window.cost_to_go / task.cost_scale)
+    def __init__(self, part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> None:
+        self._config, self._task, self._windows, self._part = config, task, windows, part
+        self._schedule = NoiseSchedule.cosine(config.diffusion_steps).to(windows.device)
+        self._batch_size = config.training_of(part).batch_size
+        size = task.action_size + task.observation_size
+        self._weights = loss_weights(config.horizon, task.action_size, size, config.first_action_weight).to(
+            windows.device
+        )
+
+    def _uniform(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand(self._batch_size, generator=generator, device=self._windows.device)
+
+    def _levels(self, x0: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        device, steps = x0.device, self._config.diffusion_steps
+        t = torch.randint(steps, (self._batch_size,), generator=generator, device=device)
+        return t, torch.randn(x0.shape, generator=generator, device=device)
+
+    def _index(self, generator: torch.Generator) -> torch.Tensor:
+        count, device = len(self._windows), self._windows.device
+        return torch.randint(count, (self._batch_size,), generator=generator, device=device)
+
+    def _pin_to(self, x0: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        first, size = x0[:, 0, self._task.action_size :], self._task.action_size
+        return lambda x: pin_first_observation(x, first, size)
+
+
+class _DenoisingLoss(_WindowLoss):
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        window = self._windows[self._index(generator)]
+        t, noise = self._levels(window.trajectory, generator)
+        if not self._config.denoiser.options.get("condition"):
+            return window.trajectory, t, noise
+        dropped = self._uniform(generator) < CONDITION_DROPOUT
+        condition = torch.where(dropped, torch.nan, window.cost_to_go / self._task.cost_scale)
+        return window.trajectory, t, noise, condition
+
+    def __call__(
+        self, model: nn.Module, *drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x0, t, noise, *condition = drawn
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            clean: torch.Tensor = model(x, t) if condition is None else model(x, t, condition)
+            clean: torch.Tensor = model(x, t, *condition)
             return clean
 
         value, first_action = denoising_loss(
-            denoise, schedule, x0, t, noise, pin, weights, action_dim=task.action_size
+            denoise,
+            self._schedule,
+            x0,
+            t,
+            noise,
+            self._pin_to(x0),
+            self._weights,
+            action_dim=self._task.action_size,
         )
         return value, {"first_action_loss": first_action.detach()}
 
-    return loss
+
+class _CriticLoss(_WindowLoss):
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        index = self._index(generator)
+        window = self._windows[index]
+        if self._config.early_ends > 0:
+            shortened = self._uniform(generator) < self._config.early_ends
+            share = self._uniform(generator)
+            steps = (share * window.steps_left).ceil().clamp(min=1)
+            window = self._windows.ending_after(index, torch.where(shortened, steps, window.steps_left))
+        target = window.return_to_go if self._part == "reward_critic" else window.cost_to_go
+        return window.trajectory, *self._levels(window.trajectory, generator), target, window.steps_left
+
+    def __call__(
+        self, model: nn.Module, *drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x0, t, noise, target, left = drawn
+        quantile = self._config.cost_quantile if self._part == "cost_critic" else None
+        pin = self._pin_to(x0)
+        return critic_loss(model, self._schedule, x0, t, noise, target, pin, left, quantile), {}

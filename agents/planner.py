@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from trebi_gym.agents.capture import Recordings, computing_in
 from trebi_gym.agents.config import PlannerConfig, TREBIConfig
 from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
-from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance
+from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance, count_draws
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.models import PARTS, Task
 from trebi_gym.agents.networks import MLPDenoiser
@@ -106,6 +107,8 @@ class BudgetGuidedPlanner:
         self._cost_scale = cost_scale
         self._least_steps_left = least_steps_left
         self._device = next(denoiser.parameters()).device
+        self._draws = count_draws(SAMPLERS[config.sampler], schedule, config.sampler_steps)
+        self._sampled = Recordings(self._sample)
 
     def search(
         self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator
@@ -142,28 +145,28 @@ class BudgetGuidedPlanner:
     def _search(
         self, start: torch.Tensor, budget: torch.Tensor, steps_left: torch.Tensor, generator: torch.Generator
     ) -> Candidates:
+        shape = (len(start) * self.config.candidates, self._horizon, self._size)
+        noise = (torch.randn(shape, generator=generator, device=self._device) for _ in range(self._draws))
+        return Candidates(*self._sampled(start, budget, steps_left, *noise))
+
+    def _sample(
+        self, start: torch.Tensor, budget: torch.Tensor, steps_left: torch.Tensor, *noise: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the fields of ``Candidates``; nothing here waits for a GPU or draws, so that it can be recorded."""
         config, environments = self.config, len(start)
         rows = environments * config.candidates
         start, budgets, left = (
             value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left)
         )
-        condition = None
+        condition: tuple[torch.Tensor, ...] = ()
         if self._cost_scale is not None:
             # asked for plans of every cost up to the budget, so that cheap ones are always among the candidates
             share = torch.linspace(0.0, 1.0, config.candidates, device=self._device)
-            condition = (budgets / self._cost_scale).clamp(0.0, 1.0) * share.repeat(environments)
+            condition = ((budgets / self._cost_scale).clamp(0.0, 1.0) * share.repeat(environments),)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            clean: torch.Tensor = (
-                self._denoiser(x, t) if condition is None else self._denoiser(x, t, condition)
-            )
+            clean: torch.Tensor = self._denoiser(x, t, *condition)
             return clean.float()
-
-        def pin(x: torch.Tensor) -> torch.Tensor:
-            return pin_first_observation(x, start, self._action_size)
-
-        def draw_noise(shape: tuple[int, ...]) -> torch.Tensor:
-            return torch.randn(shape, generator=generator, device=self._device)
 
         guide = BudgetGuide(
             reward_critic=self._reward_critic,
@@ -176,32 +179,28 @@ class BudgetGuidedPlanner:
             skip_zeros=self._both is None and self._device.type == "cpu",
         )
         original = config.ranking == "original"
-        guidance = Guidance(config.guide_scale, config.guide_moves, config.guide_stop, score=original)
-        reduced = config.precision == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
+        drawn = iter(noise)
+        with computing_in(config.precision, self._device):
             x, scores = SAMPLERS[config.sampler](
                 denoise,
                 self._schedule,
                 (rows, self._horizon, self._size),
                 guide=guide,
-                pin=pin,
-                draw_noise=draw_noise,
-                guidance=guidance,
+                pin=lambda x: pin_first_observation(x, start, self._action_size),
+                draw_noise=lambda shape: next(drawn),
+                guidance=Guidance(config.guide_scale, config.guide_moves, config.guide_stop, score=original),
                 n_steps=config.sampler_steps,
             )
-        if not original or scores is None:
-            scores = guide.scores(x, torch.zeros(1, dtype=torch.long, device=self._device).expand(rows))
-        shaped = Scores(*(value.view(environments, config.candidates) for value in scores))
+        with computing_in("float32", self._device):
+            if not original or scores is None:
+                scores = guide.scores(x, torch.zeros(1, dtype=torch.long, device=self._device).expand(rows))
+        shaped = Scores(*(value.float().view(environments, config.candidates) for value in scores))
         if original:
             order = original_values(shaped, budget).argsort(dim=1, descending=True, stable=True)
         else:
             order = rank(shaped, budget)
-        return Candidates(
-            trajectories=x.view(environments, config.candidates, self._horizon, self._size),
-            rewards=shaped.rewards,
-            costs=shaped.costs,
-            order=order,
-        )
+        plans = x.view(environments, config.candidates, self._horizon, self._size)
+        return plans, shaped.rewards, shaped.costs, order
 
     def best_actions(self, candidates: Candidates, count: int) -> npt.NDArray[np.float32]:
         """Return the first ``count`` actions (E, count, A) of each environment's best plan, in raw units."""

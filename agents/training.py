@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trebi_gym.agents.capture import Recordings
 from trebi_gym.agents.config import TrainingConfig
 from trebi_gym.errors import CheckpointError
 
-Loss = Callable[[nn.Module, torch.Generator], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
+
+class Loss(Protocol):
+    """What is minimised, in two parts: what is drawn, and what is computed of it."""
+
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Return a batch and everything else that is random."""
+        ...
+
+    def __call__(
+        self, model: nn.Module, *drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Return the loss of what was drawn, and further scalars to log."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class Fit:
 
     Args:
         model: the network, on its device.
-        loss: draws a batch with the given generator and returns the loss and further scalars to log.
+        loss: what is minimised; on a GPU it is recorded once, together with its gradient, and replayed.
         config: of the optimisation.
         generator: everything that is drawn comes from here.
     """
@@ -46,6 +59,8 @@ class Fit:
         self.config = config
         self.step = 0
         self._loss = loss
+        self._extra: tuple[str, ...] = ()
+        self._differentiated = Recordings(self._differentiate)
         self._generator = generator
         self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
         self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
@@ -66,20 +81,30 @@ class Fit:
                 rate = 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * self.step / total))
                 for group in self._optimizer.param_groups:
                     group["lr"] = rate
-            self._optimizer.zero_grad(set_to_none=True)
-            losses: list[torch.Tensor] = []
-            extra: Mapping[str, torch.Tensor] = {}
-            for _ in range(self.config.accumulation):
-                loss, extra = self._loss(self.model, self._generator)
-                (loss / self.config.accumulation).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
+            batches = [self._loss.draw(self._generator) for _ in range(self.config.accumulation)]
+            loss, *extra = self._differentiated(*(tensor for batch in batches for tensor in batch))
             self._optimizer.step()
             if self.step % self.config.ema_every == 0:
                 if self.step < self.config.ema_start:
                     self._average.n_averaged.zero_()  # the next update is then a copy
                 self._average.update_parameters(self.model)
             self.step += 1
-            yield FitMetrics(step=self.step, loss=torch.stack(losses).mean(), extra=extra)
+            yield FitMetrics(step=self.step, loss=loss, extra=dict(zip(self._extra, extra, strict=True)))
+
+    def _differentiate(self, *drawn: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Set the gradients to the mean over the batches; return the mean loss, and the last batch's other scalars."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        parts = self.config.accumulation
+        each = len(drawn) // parts
+        losses: list[torch.Tensor] = []
+        extra: Mapping[str, torch.Tensor] = {}
+        for first in range(0, len(drawn), each):
+            loss, extra = self._loss(self.model, *drawn[first : first + each])
+            (loss / parts).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        self._extra = tuple(extra)
+        return torch.stack(losses).mean(), *extra.values()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return everything that ``restore`` needs to go on to the very same result."""

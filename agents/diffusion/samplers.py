@@ -253,3 +253,24 @@ def _expanded(step: int, x: Tensor) -> Tensor:
 
 
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+
+
+def count_draws(sampler: Sampler, schedule: NoiseSchedule, n_steps: int | None) -> int:
+    """Return how often a sampler draws noise for its plans, so that it can be drawn beforehand."""
+    drawn = 0
+
+    def draw_noise(shape: tuple[int, ...]) -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        return torch.zeros(shape, device=schedule.device)
+
+    sampler(
+        lambda x, t: x,
+        schedule,
+        (1, 1, 1),
+        guide=None,
+        pin=lambda x: x,
+        draw_noise=draw_noise,
+        n_steps=n_steps,
+    )
+    return drawn

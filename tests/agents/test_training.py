@@ -319,11 +319,14 @@ def make_fit(**options):
     values = {"steps": 30, "batch_size": 1, "learning_rate": 0.1, "ema_start": 0, "ema_every": 1}
     model = Line()
 
-    def loss(model, generator):
-        value = ((model.weight - torch.randn(1, generator=generator)) ** 2).sum()
-        return value, {"weight": model.weight.detach()}
+    class Loss:
+        def draw(self, generator):
+            return (torch.randn(1, generator=generator),)
 
-    return Fit(model, loss, TrainingConfig(**(values | options)), torch.Generator().manual_seed(0))
+        def __call__(self, model, target):
+            return ((model.weight - target) ** 2).sum(), {"weight": model.weight.detach()}
+
+    return Fit(model, Loss(), TrainingConfig(**(values | options)), torch.Generator().manual_seed(0))
 
 
 def test_the_average_copies_before_its_start_and_then_follows_every_so_many_steps():
