@@ -159,6 +159,7 @@ def read_published(
         ("model", "transition_dim"),
         ("diffusion", "n_timesteps"),
         ("dataset", "normalizer"),
+        ("dataset", "env"),
     ):
         ours, theirs = diffusion.value(section, name), values.value(section, name)
         if ours != theirs:
@@ -175,6 +176,13 @@ def read_published(
         raise CheckpointError(
             f"{values.folder}: its values are normalised to [-1, 1]; only plain returns are read"
         )
+    changed = diffusion.configs["dataset"].get("preprocess_fns") or values.configs["dataset"].get(
+        "preprocess_fns"
+    )
+    if changed:
+        raise CheckpointError(
+            f"{folder} was learned from data that went through {changed!r}; only plain data are read"
+        )
     normalizer = NORMALIZERS.get(diffusion.value("dataset", "normalizer"))
     if normalizer is None:
         raise CheckpointError(
@@ -182,13 +190,22 @@ def read_published(
             f"known are {', '.join(NORMALIZERS)}"
         )
     task = str(diffusion.value("dataset", "env"))
+    try:
+        return _imported(diffusion, values, task, normalizer, ema)
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{folder} cannot be expressed by our models: {error}") from error
+
+
+def _imported(
+    diffusion: DiffuserModel, values: DiffuserModel, task: str, normalizer: str, ema: bool
+) -> Imported:
     critic = {"name": "temporal", "options": _options(values, ("dim", "dim_mults"))}
     penalty = values.configs["dataset"].get("termination_penalty") or 0.0
     discount = float(values.value("dataset", "discount"))
     trainer, value_trainer = (_training(model) for model in (diffusion, values))
     changes = {
-        "horizon": int(diffusion.value("model", "horizon")),
-        "diffusion_steps": int(diffusion.value("diffusion", "n_timesteps")),
+        "horizon": _whole(diffusion.value("model", "horizon")),
+        "diffusion_steps": _whole(diffusion.value("diffusion", "n_timesteps")),
         "denoiser": {
             "name": "temporal_unet",
             "options": _options(diffusion, ("dim", "dim_mults", "attention")),
@@ -201,18 +218,14 @@ def read_published(
         "termination_cost": -float(penalty),
         "first_action_weight": float(diffusion.value("diffusion", "action_weight")),
         "normalizer": normalizer,
-        "episode_length": int(diffusion.value("dataset", "max_path_length")),
+        "episode_length": _whole(diffusion.value("dataset", "max_path_length")),
         "denoiser_training": trainer,
         "critic_training": value_trainer,
     }
-    try:
-        config = preset("locomotion", task).replace(**changes)
-    except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} cannot be expressed by our models: {error}") from error
     return Imported(
-        config=config,
-        action_size=int(diffusion.value("diffusion", "action_dim")),
-        observation_size=int(diffusion.value("diffusion", "observation_dim")),
+        config=preset("locomotion", task).replace(**changes),
+        action_size=_whole(diffusion.value("diffusion", "action_dim")),
+        observation_size=_whole(diffusion.value("diffusion", "observation_dim")),
         weights={"diffusion": diffusion.weights, "reward_critic": values.weights},
         source={
             "format": "diffuser",
@@ -265,8 +278,14 @@ def _read_weights(path: Path, which: str) -> dict[str, torch.Tensor]:
 def _options(model: DiffuserModel, names: tuple[str, ...]) -> dict[str, Any]:
     found = {name: model.configs["model"][name] for name in names if name in model.configs["model"]}
     if "dim_mults" in found:
-        found["dim_mults"] = [int(value) for value in found["dim_mults"]]
+        found["dim_mults"] = [_whole(value) for value in found["dim_mults"]]
     return found
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError(f"a whole number is needed, found {value!r}")
+    return int(value)
 
 
 def _training(model: DiffuserModel) -> dict[str, Any]:

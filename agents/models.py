@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from trebi_gym.agents.networks import make_critic, make_denoiser
 from trebi_gym.agents.training import Loss
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
-from trebi_gym.datasets.recipes import RECIPES, maximum_budget
+from trebi_gym.datasets.recipes import maximum_budget, published_recipe
 from trebi_gym.errors import ConfigError
 
 PARTS = ("diffusion", "reward_critic", "cost_critic")
@@ -88,7 +89,7 @@ def fit_task(dataset: EpisodeDataset, config: TREBIConfig, budget_factor: float 
 
 def budget_factor(dataset: EpisodeDataset, config: TREBIConfig) -> float | None:
     """Return the configured factor of ``budget_rule="constant"``, else the one published for the data set, if any."""
-    recipe = RECIPES.get(str(dataset.metadata.get("name")))
+    recipe = published_recipe(dataset)
     return config.planner.budget_factor or (recipe.budget_factor if recipe else None)
 
 
@@ -100,7 +101,36 @@ def described(dataset: EpisodeDataset) -> dict[str, Any]:
         "episodes": len(dataset),
         "steps": dataset.n_steps,
         "maximum_budget": maximum_budget(dataset).value,
+        **({"replaced_cost": replaced} if (replaced := dataset.metadata.get("replaced_cost")) else {}),
     }
+
+
+def noted(
+    before: Mapping[str, Any], dataset: EpisodeDataset, parts: Sequence[str], whole: bool
+) -> dict[str, Any]:
+    """Return what an agent keeps of its data when it learns ``parts`` from a data set.
+
+    Args:
+        before: what it kept.
+        dataset: that is learned from.
+        parts: that learn.
+        whole: whether it is the agent's data set from now on; if not, and it is another one, it is noted by the parts.
+    """
+    now = described(dataset)
+    if whole:
+        return now | {key: value for key, value in before.items() if key == "imported"}
+    kept = dict(before)
+    others = {part: data for part, data in kept.pop("parts", {}).items() if part not in parts}
+    if any(before.get(key) != value for key, value in now.items()):
+        warnings.warn(
+            f"{', '.join(parts)} will learn from {now['name']} ({now['episodes']} episodes, {now['steps']} steps), the "
+            f"agent's normalisers and budgets are those of {before.get('name')} ({before.get('episodes')} episodes, "
+            f"{before.get('steps')} steps)",
+            UserWarning,
+            stacklevel=4,
+        )
+        others |= dict.fromkeys(parts, now)
+    return kept | ({"parts": others} if others else {})
 
 
 def make_windows(

@@ -21,6 +21,7 @@ from trebi_gym.agents.learning import Run
 from trebi_gym.agents.models import PARTS, Task, make_model
 from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
+from trebi_gym.datasets.recipes import RECIPES
 from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError
 
 if TYPE_CHECKING:
@@ -221,10 +222,10 @@ def _filled(
     Raises:
         CheckpointError: they do not fit, or are not all finite.
     """
-    model = make_model(part, config, task, seed=0)
     try:
+        model = make_model(part, config, task, seed=0)
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise CheckpointError(
             f"the weights of {part} in {place} do not fit its configuration: {error}"
         ) from error
@@ -246,6 +247,11 @@ def from_diffuser(
                 f"{folder} was learned from {name}s of {theirs} numbers, the data set has {ours}; "
                 f"name the data set that it was learned from, {found.source['task']}"
             )
+    task, named = str(found.source["task"]), str(dataset.metadata.get("name"))
+    if task != named and task in RECIPES and named in RECIPES:
+        raise CheckpointError(
+            f"{folder} was learned from {task}, but the data set is {named}; name the one that it was learned from"
+        )
     made = cls(spaces_of_dataset(dataset), found.config, **agent)
     made.take_up(dataset)
     made.learned_from["imported"] = found.source

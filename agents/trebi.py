@@ -17,7 +17,7 @@ from trebi_gym.agents import inputs, persistence, spaces
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.inputs import BudgetLike, PlanState, continued, parse_request, planning_budgets
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
-from trebi_gym.agents.models import LEARNERS, PARTS, Task, budget_factor, described, fit_task
+from trebi_gym.agents.models import LEARNERS, PARTS, Task, budget_factor, fit_task, noted
 from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan, make_planner
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
@@ -131,7 +131,7 @@ class TREBIAgent:
             self.observation_space, self.action_space = spaces_of_dataset(episodes)
         check_dataset(episodes, self.observation_space, self.action_space)
         # a single part of an agent that has others keeps the normalisers that these were fitted with
-        self.take_up(episodes, refit=self.task is None or set(parts) == set(PARTS))
+        self.take_up(episodes, parts)
         self._planner = None
         if resume_from is None:
             for part in parts:
@@ -142,12 +142,12 @@ class TREBIAgent:
         run_parts(self, parts, episodes, total_steps, callback, log_interval, progress_bar)
         return self
 
-    def take_up(self, dataset: EpisodeDataset, refit: bool = True) -> None:
-        """Note which data are learned from, and fit to them what every model shares; ``learn`` does it by itself."""
-        if refit:
+    def take_up(self, dataset: EpisodeDataset, parts: Sequence[str] = PARTS) -> None:
+        """Note which data these parts learn from, and fit to them what all share; ``learn`` does it by itself."""
+        whole = self.task is None or set(parts) == set(PARTS)
+        if whole:
             self.task = fit_task(dataset, self.config, budget_factor(dataset, self.config))
-        kept = {key: value for key, value in self.learned_from.items() if key == "imported"}
-        self.learned_from = described(dataset) | kept
+        self.learned_from = noted(self.learned_from, dataset, parts, whole)
 
     @property
     def logger(self) -> Logger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trebi_gym.budget import is_whole
 from trebi_gym.costs import CostFunction, resolve_cost
@@ -58,10 +59,7 @@ def load(
     )
     for source in SOURCES.values():
         if source.recognises(path):
-            dataset = source.read(path, reading)
-            if episode_length is None or dataset.metadata.get("episode_length") == episode_length:
-                return dataset
-            return replace(dataset, metadata={**dataset.metadata, "episode_length": int(episode_length)})
+            return _told(source.read(path, reading), path, cost, episode_length)
     if path.is_dir():
         raise DatasetError(
             f"{path} is a folder but no Minari data set; give the data set's file or Minari folder"
@@ -70,6 +68,24 @@ def load(
         f"{path} ({path.stat().st_size} bytes) is not a data set in a known format ({', '.join(SOURCES)}); "
         "it is no readable HDF5 file with arrays such as observations, actions, rewards, costs"
     )
+
+
+def _told(
+    dataset: EpisodeDataset, path: Path, cost: CostFunction | str | None, episode_length: int | None
+) -> EpisodeDataset:
+    """Note in the metadata what the caller of ``load`` said."""
+    told: dict[str, Any] = {}
+    if cost is not None:
+        # what is published for the data set, such as its budgets, does not hold for other costs
+        told["replaced_cost"] = cost if isinstance(cost, str) else getattr(cost, "__qualname__", repr(cost))
+    if episode_length is not None:
+        longest = int(dataset.lengths.max())
+        if longest > episode_length:
+            raise DatasetError(
+                f"{path}: an episode has {longest} steps, more than the given episode_length of {episode_length}"
+            )
+        told["episode_length"] = int(episode_length)
+    return replace(dataset, metadata={**dataset.metadata, **told}) if told else dataset
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
@@ -81,15 +97,25 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise DatasetError(f"a data set is given by its name or file; got {name_or_path!r}")
     path = Path(name_or_path)
-    if path.exists():
+    # a folder that only happens to be called like a data set does not hide it
+    if _exists(path) and (path.is_file() or any(source.recognises(path) for source in SOURCES.values())):
         return path
     name = str(name_or_path)
     looked = places(name)
-    found = next((place for place in looked if place.exists()), None)
+    found = next((place for place in looked if _exists(place)), None)
     if found is not None:
         return found
+    if _exists(path):
+        return path
     listed = "\n  ".join(map(str, (path, *looked)))
     raise DatasetError(f"no data set {name!r}; looked for\n  {listed}\n{how_to_get(name)}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def save(dataset: EpisodeDataset, path: str | os.PathLike[str], *, format: str = "native_hdf5") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -73,6 +74,8 @@ def check_hyperparameters(algo: str, given: dict[str, Any]) -> None:
         if isinstance(default, (int, float)) and not isinstance(default, bool):
             if isinstance(value, (str, bool)):
                 raise DatasetError(f"{name} of {algo.upper()} must be a number; got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DatasetError(f"{name} of {algo.upper()} must be finite; got {value!r}")
             if name in ("learning_rate", "batch_size") and isinstance(value, (int, float)) and not value > 0:
                 raise DatasetError(f"{name} of {algo.upper()} must be positive; got {value!r}")
 

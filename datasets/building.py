@@ -105,6 +105,8 @@ def generate(
                 return _replay(record, steps, training_steps, information)
             keys = ("algorithm", "hyperparameters", "training_steps")
             information |= {key: record.dataset.metadata[key] for key in keys}
+            if "resumed_at_steps" in record.dataset.metadata:
+                information["resumed_at_steps"] = record.dataset.metadata["resumed_at_steps"]
             information["training_steps_per_second"] = record.dataset.metadata["steps_per_second"]
             shares = _shares_of(run, record, datatype, steps, information)
         return collect_shares(

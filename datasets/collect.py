@@ -76,6 +76,15 @@ def collect(
     )
 
 
+def first_seed(seed: int) -> int:
+    """Return the environment's seed of the first recorded episode.
+
+    It is drawn, and not the seed itself: recordings of the seeds 0 and 1 would share their starts otherwise, also with
+    evaluations, whose episodes have the seeds 0, 1, 2, ...
+    """
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
 def collect_shares(
     env_id: str,
     shares: Sequence[Share],
@@ -90,8 +99,8 @@ def collect_shares(
     """Record shares one after the other, in blocks of about ``BLOCK`` steps.
 
     What a block holds follows from the seed, the block's number and the number of episodes before it: environments are
-    made anew, episode i has the environment's seed ``seed + i``, and what the policy draws is seeded for each block. So
-    blocks that are on the disk already need not be recorded again, and the result is the same to the bit.
+    made anew, episode i has the environment's seed ``first_seed(seed) + i``, and what the policy draws is seeded for each
+    block. So blocks that are on the disk already need not be recorded again, and the result is the same to the bit.
 
     Args:
         env_id: an environment with ``info["cost"]``.
@@ -125,7 +134,13 @@ def collect_shares(
                 began = time.monotonic()
                 with _seeded(share.policy, [seed, number]):
                     recorded = _block(
-                        env_id, share.policy, missing, seed + episodes, n_envs, deterministic, progress
+                        env_id,
+                        share.policy,
+                        missing,
+                        first_seed(seed) + episodes,
+                        n_envs,
+                        deterministic,
+                        progress,
                     )
                 block = EpisodeDataset.from_episodes(recorded, {"seconds": time.monotonic() - began})
                 if parts is not None:

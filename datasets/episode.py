@@ -68,7 +68,11 @@ class EpisodeDataset:
         for name in ("observations", "actions", "rewards", "costs"):
             array = np.asarray(getattr(self, name))
             if array.dtype.kind in "iub":
-                array = array.astype(np.float32)
+                # float32 holds whole numbers to 2**24
+                exact = array.size == 0 or np.abs(array, dtype=np.float64).max() <= 2**24
+                array = array.astype(np.float32 if exact else np.float64)
+            elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
+                array = array.astype(np.float64)
             object.__setattr__(self, name, frozen(array))
         object.__setattr__(self, "lengths", frozen(np.asarray(self.lengths, dtype=np.int64)))
         object.__setattr__(self, "terminated", frozen(np.asarray(self.terminated, dtype=np.bool_)))
@@ -94,7 +98,7 @@ class EpisodeDataset:
                 )
             check_finite(name, array)
         length = self.metadata.get("episode_length")
-        if length is not None and (not isinstance(length, int) or length < 1):
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
             raise DatasetError(f"episode_length in the metadata must be a number of steps; found {length!r}")
         for name in ("terminated", "truncated"):
             if getattr(self, name).shape != (episodes,):

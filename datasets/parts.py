@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,8 +25,13 @@ from trebi_gym.datasets.sources.native_hdf5 import NativeHDF5
 from trebi_gym.errors import DatasetError
 from trebi_gym.files import replacing
 
-REQUEST, STATE = "request.json", "state.json"
-OURS = (REQUEST, STATE, "part-*.hdf5", "state-*.safetensors", "whole.*", "run", ".*.tmp.*")
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+REQUEST, STATE, LOCK = "request.json", "state.json", "lock"
+OURS = (REQUEST, STATE, LOCK, "part-*.hdf5", "state-*.safetensors", "whole.*", "run", ".*.tmp.*")
 
 
 class Parts:
@@ -40,7 +45,7 @@ class Parts:
 
     Raises:
         DatasetError: parts are there and neither ``resume`` nor ``overwrite`` is set, they belong to another request, or
-            the folder is not one of parts.
+            the folder is not one of parts, or another process is at work in it.
     """
 
     def __init__(
@@ -52,25 +57,32 @@ class Parts:
             raise DatasetError(
                 f"{folder} is in the way: finished parts are to be kept there, and it holds something else; move it"
             )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock: IO[str] | None = None
+        if (folder / LOCK).exists():  # nothing is deleted while another process may be at work
+            _locked(folder).close()
         if self.begun and not resume:
             if not overwrite:
                 raise DatasetError(
                     f"{folder} is left from an interrupted build: pass --resume to go on with it, "
                     "or --overwrite to start anew"
                 )
-            shutil.rmtree(folder)
+            _empty(folder)
         if self.begun:
             self._check_request()
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / REQUEST) as temporary:
             temporary.write_text(json.dumps(self._request, indent=2, sort_keys=True))
 
     def __enter__(self) -> Parts:
+        self._lock = _locked(self.folder)
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
+        if self._lock is not None:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.close()
         if not self.begun:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -83,7 +95,9 @@ class Parts:
         path = self.folder / REQUEST
         try:
             stored = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            if not isinstance(stored, dict):
+                raise ValueError(f"it holds {stored!r}")
+        except (OSError, ValueError, RecursionError) as error:
             raise DatasetError(f"{path} is damaged ({error}): delete {self.folder} to start anew") from error
         names = sorted({*stored, *self._request})
         differing = [
@@ -170,6 +184,32 @@ def finish(dataset: EpisodeDataset, target: Path, folder: Path) -> None:
     NativeHDF5().write(dataset, whole)
     os.replace(whole, target)
     shutil.rmtree(folder)
+
+
+def _locked(folder: Path) -> IO[str]:
+    """Return an open file that no other process holds; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        DatasetError: another process holds it.
+    """
+    lock = (folder / LOCK).open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise DatasetError(
+                f"another process is building in {folder}: wait for it, or choose another place"
+            ) from error
+    return lock
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _is_foreign(folder: Path) -> bool:

@@ -133,6 +133,13 @@ def recipe_for_file(path: Path) -> Recipe | None:
     )
 
 
+def published_recipe(dataset: EpisodeDataset) -> Recipe | None:
+    """Return the recipe whose published numbers hold for a data set: that of its name, unless its costs were replaced."""
+    if dataset.metadata.get("replaced_cost") is not None:
+        return None
+    return RECIPES.get(str(dataset.metadata.get("name", "")))
+
+
 @dataclass(frozen=True)
 class MaximumBudget:
     """The budget at ratio 1 of a data set, and where it comes from."""
@@ -148,7 +155,7 @@ def maximum_budget(dataset: EpisodeDataset) -> MaximumBudget:
     that the data show can be had at ratio 1 and a single wild episode does not set the scale. Where nine episodes in
     ten cost nothing, so that the quantile is 0, the greatest cost of an episode.
     """
-    recipe = RECIPES.get(str(dataset.metadata.get("name", "")))
+    recipe = published_recipe(dataset)
     if recipe is not None:
         return MaximumBudget(recipe.maximum_budget, f"published for {recipe.name}")
     quantile = float(np.quantile(dataset.episode_costs, 0.9))

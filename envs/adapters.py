@@ -68,6 +68,7 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
                 f"reset must return (observation, info); {type(self._env).__name__} returned {_shape(found)}"
             )
         observation, info = found
+        _check_info(info, "reset")
         return self._observation(observation), {**info, "cost": 0.0}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
@@ -86,9 +87,11 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
             )
         observation, reward, cost, terminated, truncated, info = found
         charged = finite_cost(cost, source="the environment's third value")
+        earned = finite_cost(reward, source="the environment's second value, the reward,")
+        _check_info(info, "step")
         return (
             self._observation(observation),
-            float(reward),
+            earned,
             bool(terminated),
             bool(truncated),
             {**info, "cost": charged},
@@ -103,7 +106,13 @@ class SafetyGymnasiumAdapter(gym.Env[Any, Any]):
         self._env.close()
 
     def _observation(self, observation: Any) -> Any:
-        return np.asarray(observation, dtype=self.observation_space.dtype)
+        array = np.asarray(observation, dtype=self.observation_space.dtype)
+        if array.shape != self.observation_space.shape:
+            raise EnvironmentContractError(
+                f"observations must have the space's shape {self.observation_space.shape}; "
+                f"{type(self._env).__name__} returned {array.shape}"
+            )
+        return array
 
 
 def _box(space: Any, name: str) -> spaces.Box:
@@ -117,6 +126,11 @@ def _box(space: Any, name: str) -> spaces.Box:
     dtype = np.dtype(space.dtype)
     low, high = (np.broadcast_to(np.asarray(bound, dtype), space.shape) for bound in (space.low, space.high))
     return spaces.Box(low, high, dtype=dtype.type)
+
+
+def _check_info(info: Any, of: str) -> None:
+    if not isinstance(info, dict):
+        raise EnvironmentContractError(f"the info of {of} must be a dict; got {info!r}")
 
 
 def _length(found: Any) -> int | None:

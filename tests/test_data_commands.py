@@ -102,3 +102,16 @@ def test_convert_refuses_what_it_cannot_do_before_anything_is_written(capsys, tm
     )
     assert "lacks" in message
     assert {path.name for path in tmp_path.iterdir()} == {"mine.hdf5", "folder", "bare.hdf5"}
+
+
+def test_values_that_differ_by_rounding_alone_are_one_value():
+    nearly = np.array([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1])
+    assert nearly[0] != nearly[1]
+    assert histogram(nearly) == ["  all 0.6"]
+
+
+def test_info_tells_of_replaced_costs_and_is_not_upset_by_a_strangers_metadata(capsys, tmp_path):
+    save(make_dataset(metadata={"notes": 5, "replaced_cost": "my:cost"}), tmp_path / "mine.hdf5")
+    main(["info", str(tmp_path / "mine.hdf5"), "--plot", str(tmp_path / "mine.png")])
+    assert "the costs are those of my:cost, in the place of the stored ones" in capsys.readouterr().out
+    assert (tmp_path / "mine.png").stat().st_size > 1000

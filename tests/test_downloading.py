@@ -224,3 +224,67 @@ def test_the_script_downloads_over_a_broken_connection_and_says_what_comes_next(
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
     assert "exists already; delete it, or choose another --output" in again.stderr
+
+
+class Liar(Handler):
+    """Answers a request for the rest in a way that no server should."""
+
+    def do_GET(self):
+        server = self.server
+        if self.headers.get("Range") is None:
+            super().do_GET()
+            return
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        body, tag, said = server.answer(start)
+        server.asked.append(self.headers["Range"])
+        self.send_response(206)
+        if said is not None:
+            self.send_header("Content-Range", said)
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+OTHER = np.random.default_rng(1).bytes(len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda start: (OTHER[start:], '"2"', f"bytes {start}-{len(OTHER) - 1}/{len(OTHER)}"),
+        lambda start: (CONTENT[start:], '"1"', None),
+        lambda start: (CONTENT[start + 9 :], '"1"', f"bytes {start + 9}-{len(CONTENT) - 1}/{len(CONTENT)}"),
+    ],
+    ids=["another file", "no range", "another place"],
+)
+def test_a_piece_that_is_not_the_rest_of_the_same_file_is_never_joined(server, tmp_path, answer):
+    server.RequestHandlerClass, server.answer, server.breaks = Liar, answer, 1
+    download(server.url, tmp_path / "x.tar", sha256=SHA256)
+    assert (tmp_path / "x.tar").read_bytes() == CONTENT
+
+
+def test_a_piece_that_stops_short_of_what_it_announced_is_not_taken_for_the_whole(server, tmp_path):
+    server.RequestHandlerClass, server.breaks = Liar, 1
+    whole = len(CONTENT)
+    server.answer = lambda start: (
+        CONTENT[start : start + 50_000],
+        '"1"',
+        f"bytes {start}-{whole - 1}/{whole}",
+    )
+    download(server.url, tmp_path / "x.tar", sha256=SHA256)
+    assert server.asked == [None, "bytes=150000-", "bytes=200000-", "bytes=250000-"]
+
+
+def test_an_archive_that_was_cut_between_two_files_is_not_unpacked(tmp_path):
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        for name in "abc":
+            info = tarfile.TarInfo(name)
+            info.size = 512
+            archive.addfile(info, io.BytesIO(name.encode() * 512))
+    whole = (tmp_path / "whole.tar").read_bytes()
+    assert [path.name for path in unpack(tmp_path / "whole.tar", tmp_path / "there")] == ["a", "b", "c"]
+    (tmp_path / "cut.tar").write_bytes(whole[:1024])
+    with pytest.raises(DownloadError, match="its end is missing, it was cut short"):
+        unpack(tmp_path / "cut.tar", tmp_path / "not")
+    assert not (tmp_path / "not").exists()

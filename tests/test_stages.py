@@ -26,6 +26,9 @@ def test_a_stage_takes_the_papers_preset_of_its_data_set_unless_told_otherwise(t
     assert (cheetah.preset, cheetah.horizon) == ("locomotion", 4)
     assert stage_config(PENDULUM, "config.fast").preset == "fast"
     assert agent_folder(tmp_path, PENDULUM, None) == tmp_path / PENDULUM / "toy_safe_env"
+    # wherever the data lie, the models are below logbase
+    for place in ("/else/where/pend-v0", "../pend-v0", "else/pend-v0.hdf5"):
+        assert agent_folder(tmp_path, place, "config.fast") == tmp_path / "pend-v0" / "fast"
     with pytest.raises(
         ConfigError, match=r"the paper has no preset for mine\.hdf5; pass --config, one of config\.fast"
     ):

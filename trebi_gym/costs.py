@@ -110,7 +110,7 @@ def resolve_cost(cost: CostFunction | str) -> CostFunction:
         )
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise EnvironmentContractError(f"cost {cost!r} was not found: {error}") from error
     if not callable(found):
         raise EnvironmentContractError(f"cost {cost!r} names {found!r}, which is not a function")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.datasets.recipes import RECIPES, maximum_budget
+from trebi_gym.datasets.recipes import maximum_budget, published_recipe
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 BARS = " ▏▎▍▌▋▊▉█"
@@ -26,7 +26,12 @@ def describe_dataset(episodes: EpisodeDataset, place: Path) -> str:
     """
     returns, costs = episodes.episode_returns, episodes.episode_costs
     budget = maximum_budget(episodes)
-    recipe = RECIPES.get(str(episodes.metadata.get("name")))
+    recipe = published_recipe(episodes)
+    found = episodes.metadata.get("notes")
+    notes = found if isinstance(found, list) else []
+    replaced = episodes.metadata.get("replaced_cost")
+    if replaced:
+        notes = [*notes, f"the costs are those of {replaced}, in the place of the stored ones"]
     lines = [
         repr(episodes),
         f"file           {place}",
@@ -36,7 +41,7 @@ def describe_dataset(episodes: EpisodeDataset, place: Path) -> str:
         f"seed {episodes.metadata.get('seed', 'not recorded')}",
         f"episodes       {len(episodes)}, of {episodes.lengths.min()} to {episodes.lengths.max()} steps; "
         f"{int(episodes.terminated.sum())} ended by the task",
-        *(f"note           {note}" for note in episodes.metadata.get("notes", ())),
+        *(f"note           {note}" for note in notes),
         f"return         mean {returns.mean():.2f}, {returns.min():.2f} to {returns.max():.2f}",
         *histogram(returns),
         f"cost           mean {costs.mean():.2f}, {costs.min():.2f} to {costs.max():.2f}",
@@ -61,7 +66,8 @@ def describe_dataset(episodes: EpisodeDataset, place: Path) -> str:
 
 def histogram(values: npt.NDArray[np.float64], bins: int = 10) -> list[str]:
     """Return lines that show how (n,) values are spread: a range, a bar and a count each."""
-    if values.min() == values.max():
+    # equal up to rounding: there would be more bins than numbers between them
+    if values.max() - values.min() <= 1e-9 * np.abs(values).max():
         return [f"  all {values.min():.5g}"]
     counts, edges = np.histogram(values, bins=bins)
     names = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]

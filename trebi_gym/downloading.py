@@ -132,9 +132,18 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     try:
         with replacing_folder(folder) as temporary, tarfile.open(archive) as opened:
             opened.extractall(temporary, filter="data")
+            _check_end(opened)
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise DownloadError(f"{archive} cannot be unpacked: {error}") from error
     return sorted(folder.iterdir())
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise unless what was read ends as archives do: one that was cut between two files looks whole otherwise."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("its end is missing, it was cut short")
 
 
 def _fetch(url: str, part: Path, progress: Progress | None) -> None:
@@ -153,16 +162,21 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> None:
             part.unlink()
         raise ConnectionError("the server has no such range") if error.code == 416 else error from error
     with answer:
-        start = _start(answer) if getattr(answer, "status", 200) == 206 else 0
-        if start not in (0, have):
-            raise ConnectionError(f"the server sent bytes from {start} on, not from {have}")
         validator = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        start, whole = 0, None
+        if getattr(answer, "status", 200) == 206:
+            start, whole = _range(answer)
+            if start != have or validator != known:
+                part.unlink()  # another file, or another piece of it: it is begun anew
+                raise ConnectionError(
+                    f"the server sent a piece from byte {start} marked {validator!r}, not one from {have} marked {known!r}"
+                )
         if validator and not validator.startswith("W/"):
             _validator(part).write_text(json.dumps(validator))
         else:
             _validator(part).unlink(missing_ok=True)
-        announced = answer.headers.get("Content-Length")
-        expected = None if announced is None else start + int(announced)
+        announced = answer.headers.get("Content-Length", "")
+        expected = whole or (start + int(announced) if announced.isdecimal() else None)
         if progress is not None and start:
             progress(start)
         with part.open("r+b" if start else "wb") as file:
@@ -178,9 +192,12 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> None:
         raise ConnectionError(f"the connection ended after {came} of {expected} bytes")
 
 
-def _start(answer: Any) -> int:
-    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    return int(match[1]) if match else 0
+def _range(answer: Any) -> tuple[int, int | None]:
+    """Return the first byte of a piece and the size of the whole, as far as the answer tells them."""
+    match = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", answer.headers.get("Content-Range", ""))
+    if not match:
+        return -1, None
+    return int(match[1]), None if match[2] == "*" else int(match[2])
 
 
 def _validator(part: Path) -> Path:

@@ -89,8 +89,9 @@ def evaluate_episodes(
         raise TrebiError(f"give one seed for each budget; got {len(budgets)} budgets and {len(seeds)} seeds")
     if len(budgets) == 0:
         raise TrebiError("there is no episode to run: give at least one budget")
-    if seed < 0 or min(seeds) < 0:
-        raise TrebiError(f"seeds must be at least 0; got {min(seed, *seeds)}")
+    for given in (seed, *seeds):
+        if not 0 <= given < 2**63:
+            raise TrebiError(f"seeds must be at least 0 and below 2**63; got {given}")
     if n_envs is not None and n_envs < 1:
         raise TrebiError(f"n_envs must be at least 1; got {n_envs}")
     seeder = getattr(agent, "set_random_seed", None)

@@ -65,11 +65,12 @@ def generate(
         resume: go on where an interrupted build of the same data set stopped.
         overwrite: replace an existing file, and what an interrupted build left.
     """
+    from trebi_gym.datasets import resolve
     from trebi_gym.datasets.building import generate as build
     from trebi_gym.datasets.building import generate_from_policies, policies_name
     from trebi_gym.datasets.parts import finish, has_parts
     from trebi_gym.datasets.provenance import find_spec
-    from trebi_gym.datasets.recipes import dataset_name, recipe_for_env, user_data_folder
+    from trebi_gym.datasets.recipes import dataset_name, known_name, recipe_for_env, user_data_folder
 
     spec_id = find_spec(dataset).id
     kind = datatype or ("policy" if policy else "medium-replay")
@@ -142,6 +143,10 @@ def generate(
                     progress=bar.update,
                     **common,
                 )
+        if target.exists() and not overwrite:
+            raise ConfigError(
+                f"{target} appeared while this was built; what was built is kept: --resume --overwrite replaces the file"
+            )
         finish(episodes, target, parts_folder)
     except (KeyboardInterrupt, SystemExit):
         for folder in kept:
@@ -150,6 +155,9 @@ def generate(
         raise
     print(f"{episodes}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
     print(f"{episodes.metadata['steps_per_second']:.0f} steps a second")
+    loaded = resolve(name) if known_name(name) else target
+    if loaded.resolve() != target.resolve():
+        print(f"note: the name {name} stands for {loaded}; what was built is loaded by its path, {target}")
 
 
 def _check_numbers(**numbers: float | None) -> None:

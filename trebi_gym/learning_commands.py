@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -128,7 +128,7 @@ def learn_part(
     Args:
         part: diffusion, reward_critic or cost_critic.
         agent: the agent's file.
-        dataset: a data set's name or file; default: the one that the agent was made with.
+        dataset: a data set's name or file; default: the name that the agent keeps of its own, if that is still the same.
         output: the file of the agent with the new model; default: the agent's own.
         total_steps: optimiser steps; default: the configuration's.
         device: auto, cpu, cuda, ...
@@ -141,10 +141,11 @@ def learn_part(
     loaded = TREBIAgent.load(agent, device=device)
     loaded.tensorboard_log = log_folder
     target = output or agent
+    target = target if target.suffix == ".zip" else target.with_name(target.name + ".zip")
     learn_with_checkpoints(
         loaded,
         getattr(loaded, f"learn_{part}"),
-        dataset or loaded.learned_from.get("name"),
+        dataset or _own_data(loaded),
         target,
         total_steps=total_steps,
         every=checkpoint_every,
@@ -153,6 +154,27 @@ def learn_part(
     loaded.save(target)
     partial_file(target).unlink(missing_ok=True)
     print(f"{loaded}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+
+
+def _own_data(agent: Any) -> Any:
+    """Return the data set that the agent's own goes by, if it is still that one.
+
+    Raises:
+        ConfigError: it has no name, or the name stands for other data by now.
+    """
+    from trebi_gym.datasets import load
+
+    name = agent.learned_from.get("name")
+    if not name or agent.learned_from.get("replaced_cost"):
+        raise ConfigError("the agent's file does not say what it was learned from; pass --dataset")
+    found = load(name)
+    kept = [agent.learned_from.get(key) for key in ("episodes", "steps")]
+    if kept != [len(found), found.n_steps]:
+        raise ConfigError(
+            f"the agent was learned from {name} of {kept[0]} episodes and {kept[1]} steps, but that name stands for "
+            f"{len(found)} episodes and {found.n_steps} steps here; pass --dataset FILE"
+        )
+    return found
 
 
 def _free(target: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import statistics
 import sys
@@ -112,6 +113,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     forget = Path("/proc/self/clear_refs")
     if not sys.platform.startswith("linux") or not forget.exists():
         return None
+    gc.collect()
     forget.write_text("5")
     before = _resident("VmRSS")
     call()

@@ -16,6 +16,7 @@ from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.accounting import OriginalAccounting
 from trebi_gym.agents.models import LEARNERS, PARTS
 from trebi_gym.agents.presets import PRESETS, preset
+from trebi_gym.agents.spaces import resolve_seed
 from trebi_gym.datasets.recipes import RECIPES, known_name
 from trebi_gym.errors import ConfigError, NotLearnedError
 from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
@@ -87,6 +88,9 @@ class PlanArguments:
     """auto, cpu, cuda, ..."""
 
 
+SUFFIXES = (".hdf5", ".h5")
+
+
 def stage_config(dataset: str, config: str | None) -> TREBIConfig:
     """Return the configuration of a stage: the named preset, else the paper's, with what it sets for the data set.
 
@@ -104,7 +108,9 @@ def stage_config(dataset: str, config: str | None) -> TREBIConfig:
 
 def agent_folder(logbase: Path, dataset: str, config: str | None) -> Path:
     """Return the folder where the stages leave their models."""
-    name = Path(dataset).stem if Path(dataset).suffix else dataset
+    # of a path only its last part, so that models are below logbase wherever the data lie
+    name = Path(dataset).resolve().name
+    name = name.removesuffix(Path(name).suffix) if Path(name).suffix in SUFFIXES else name
     return logbase / name / stage_config(dataset, config).preset
 
 
@@ -153,6 +159,7 @@ def plan_stage(arguments: PlanArguments) -> None:
         todo = ", ".join(f"{part} (python {LEARNERS[part][1]})" for part in missing)
         chosen = f" --config {arguments.config}" if arguments.config else ""
         raise NotLearnedError(f"{folder} lacks {todo}; run it with --dataset {arguments.dataset}{chosen}")
+    resolve_seed(arguments.seed)
     if arguments.random_budget not in (0, 1):
         raise ConfigError(f"--random_budget is 0 or 1; got {arguments.random_budget}")
     agent = TREBIAgent.load(folder, device=arguments.device)

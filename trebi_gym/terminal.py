@@ -110,6 +110,12 @@ def resolve_env(agent: Any) -> str:
     found = agent.learned_from.get("env_id")
     if not found:
         raise ConfigError("the agent's data name no environment; pass --env ID")
+    replaced = agent.learned_from.get("replaced_cost")
+    if replaced:
+        raise ConfigError(
+            f"the agent was learned from costs that {replaced} gave, and {found} reports its own; pass --env with one "
+            "that reports those: see CostWrapper"
+        )
     # making "module:id" imports the module: a stranger's file must not choose what code runs
     if ":" in str(found):
         raise ConfigError(
@@ -130,5 +136,10 @@ def resolve_maximum(agent: Any, maximum: float | None) -> float:
     if found is None:
         raise ConfigError(
             "the agent's file names no maximum budget; pass --maximum, or budgets instead of ratios"
+        )
+    if not found > 0:
+        raise ConfigError(
+            f"the data that the agent learned from give the maximum budget {found}, so that every ratio would be the same "
+            "budget; pass --maximum, or budgets instead of ratios"
         )
     return float(found)

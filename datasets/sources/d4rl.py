@@ -147,4 +147,8 @@ def _costs(arrays: dict[str, Array], infos: dict[str, Array], reading: Reading) 
 def _first_column(array: Array | None) -> Array | None:
     if array is None:
         return None
+    if array.ndim not in (1, 2) or array.shape[-1] == 0 or array.dtype.kind not in "fiu":
+        raise DatasetError(
+            f"infos/qpos and infos/qvel must hold numbers of shape (S, n); found {array.shape} of {array.dtype}"
+        )
     return array if array.ndim == 1 else array[:, 0]

@@ -96,7 +96,7 @@ def read_metadata(path: Path, attribute: str) -> dict[str, Any]:
         return {}
     try:
         metadata = json.loads(stored)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: its attribute {attribute!r} is not JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise DatasetError(f"{path}: its attribute {attribute!r} must hold a JSON object; found {metadata!r}")
@@ -199,7 +199,8 @@ def foreign_metadata(
         known["episode_length"] = reading.time_limit
     metadata = {**known, **stored}
     if notes:
-        metadata["notes"] = [*metadata.get("notes", []), *notes]
+        before = metadata.get("notes")
+        metadata["notes"] = [*(before if isinstance(before, list) else []), *notes]
     return metadata
 
 
@@ -209,6 +210,10 @@ def _array(stored: h5py.Dataset, path: Path) -> Array:
     if claimed > MOST_BYTES_UNSTORED and claimed > MOST_COMPRESSION * stored.id.get_storage_size():
         raise DatasetError(
             f"{path}: {stored.name} claims {stored.shape} numbers but stores {stored.id.get_storage_size()} bytes"
+        )
+    if stored.is_virtual:
+        raise DatasetError(
+            f"{path}: {stored.name} is put together from other files, which may be missing; give a file that holds it"
         )
     array: Array = np.asarray(stored[()])
     return array

@@ -27,7 +27,15 @@ Array = npt.NDArray[Any]
 METADATA = "trebi_gym"
 """A key that we add to ``metadata.json`` for ourselves."""
 REMEDIES = {"arrow": "trebi-gym[arrow]", "parquet": "trebi-gym[arrow]"}
-PROBLEMS = (*HDF5_ERRORS, AssertionError, AttributeError, IndexError, gym.error.Error)
+PROBLEMS = (
+    *HDF5_ERRORS,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    gym.error.Error,
+)
 """What Minari raises for a data set that is damaged, depending on where."""
 
 
@@ -254,5 +262,5 @@ def _spec(specification: Any) -> gym.envs.registration.EnvSpec | None:
         return None
     try:
         return gym.envs.registration.EnvSpec.from_json(specification)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -1,5 +1,6 @@
 """Published Diffuser models: read as plain data, equal to what they computed, and usable with a budget."""
 
+import dataclasses
 import pickle  # noqa: TID251 - to write what must be refused
 import shutil
 from pathlib import Path
@@ -238,6 +239,28 @@ SPOILED = {
         lambda p: edit_config(p / DIFFUSION / "model_config.pkl", horizon=...),
         r"model_config\.pkl has no 'horizon'",
     ),
+    "values of another task": (
+        lambda p: edit_config(p / VALUES / "dataset_config.pkl", env="walker2d-medium-v2"),
+        "do not belong together: env is 'hopper-medium-replay-v2' and 'walker2d-medium-v2'",
+    ),
+    "data that were changed": (
+        lambda p: edit_config(p / DIFFUSION / "dataset_config.pkl", preprocess_fns=["arctanh_actions"]),
+        r"was learned from data that went through \['arctanh_actions'\]",
+    ),
+    "text for a number": (
+        lambda p: edit_config(p / VALUES / "dataset_config.pkl", discount="much"),
+        "cannot be expressed by our models: could not convert",
+    ),
+    "resolutions that are none": (
+        lambda p: edit_config(p / DIFFUSION / "model_config.pkl", dim_mults=5),
+        "cannot be expressed by our models",
+    ),
+    "half a step": (
+        lambda p: [
+            edit_config(p / d / "dataset_config.pkl", max_path_length=999.5) for d in (DIFFUSION, VALUES)
+        ],
+        "cannot be expressed by our models: a whole number is needed, found 999.5",
+    ),
     "a horizon that does not divide": (
         lambda p: [edit_config(p / d / "model_config.pkl", horizon=30) for d in (DIFFUSION, VALUES)],
         "cannot be expressed by our models: the U-Net halves the horizon 3 times",
@@ -270,6 +293,23 @@ def test_data_of_other_sizes_are_refused(dataset):
         CheckpointError, match="observations of 17 numbers, the data set has 11; name the data set"
     ):
         TREBIAgent.from_diffuser(FIXTURES / CHEETAH, dataset)
+
+
+def test_the_data_of_another_known_task_are_refused(dataset):
+    other = dataclasses.replace(dataset, metadata={**dataset.metadata, "name": "hopper-medium-v2"})
+    with pytest.raises(
+        CheckpointError,
+        match="was learned from hopper-medium-replay-v2, but the data set is hopper-medium-v2",
+    ):
+        TREBIAgent.from_diffuser(FIXTURES / HOPPER, other)
+    own = dataclasses.replace(dataset, metadata={**dataset.metadata, "name": "my-hopper"})
+    assert TREBIAgent.from_diffuser(FIXTURES / HOPPER, own, seed=0).learned_from["name"] == "my-hopper"
+
+
+def test_networks_that_no_memory_could_hold_are_refused(folder, dataset):
+    edit_config(folder / DIFFUSION / "model_config.pkl", dim=2**24)
+    with pytest.raises(CheckpointError, match=r"the weights of diffusion in .* do not fit"):
+        TREBIAgent.from_diffuser(folder, dataset)
 
 
 def test_the_normalisers_are_those_of_the_data_named(dataset):

@@ -45,7 +45,8 @@ def test_a_copy_for_planning_gives_the_same_values_and_gradients(horizon, networ
     for ours, theirs in zip(
         value_and_gradient(copied, x, *rest), value_and_gradient(network, x, *rest), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        scale = float(theirs.abs().max().clamp(min=1.0))
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * scale, rtol=1e-5)
     with torch.no_grad():  # another path through the activation
         torch.testing.assert_close(copied(x, *rest), network(x, *rest), atol=1e-5, rtol=1e-5)
 

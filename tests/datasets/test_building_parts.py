@@ -1,6 +1,8 @@
 """Rollouts in parts: broken off anywhere and gone on with, they give the same data set."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -240,3 +242,21 @@ def test_a_state_comes_back_as_it_was_and_only_the_last_one_stays(tmp_path):
     with pytest.raises(TypeError, match="neither plain data nor a tensor"):
         parts.write_state({"object": object()}, 3)
     assert "run" in OURS
+
+
+def test_only_one_at_a_time_works_in_a_folder_and_a_killed_one_does_not_lock_it(tmp_path):
+    hold = (
+        "import time; from pathlib import Path; from trebi_gym.datasets.parts import Parts\n"
+        f"with Parts(Path({str(tmp_path / 'a.parts')!r}), {{}}) as parts:\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(DatasetError, match="another process is building in"):
+            Parts(tmp_path / "a.parts", {}, overwrite=True)
+        process.kill()
+        process.wait()
+    with Parts(tmp_path / "a.parts", {}) as parts:
+        parts.write_state({"a": 1}, 1)
+    assert files(tmp_path / "a.parts")[0] == "request.json"
+    assert "lock" not in files(tmp_path / "a.parts")

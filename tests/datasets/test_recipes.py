@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
+from trebi_gym.agents.models import budget_factor, described
 from trebi_gym.agents.presets import PRESETS, locomotion, preset, toy_safe_env
 from trebi_gym.datasets import EpisodeDataset, load, resolve, save
-from trebi_gym.datasets.recipes import RECIPES, known_name, maximum_budget, places, recipe_for_file
+from trebi_gym.datasets.recipes import (
+    RECIPES,
+    known_name,
+    maximum_budget,
+    places,
+    published_recipe,
+    recipe_for_file,
+)
 from trebi_gym.errors import DatasetError
 
 # (undiscounted maximum, discounted maximum, factor, steps an episode, preset): TREBI's published numbers
@@ -158,3 +166,41 @@ def test_a_built_stand_in_keeps_its_own_name_and_so_its_own_budgets(folders):
     found = load("hopper-medium-v2")
     assert found.metadata["name"] == "SafeHopper-medium-v0"
     assert maximum_budget(found).value == pytest.approx(9.0)
+
+
+def five(observation, action, next_observation, info):
+    return np.full(np.shape(action)[:-1], 5.0)
+
+
+def test_what_is_published_for_a_data_set_does_not_hold_for_other_costs(tmp_path):
+    name = "SafePendulum-medium-replay-v0"
+    assert published_recipe(load(name)).maximum_budget == 60
+    replaced = load(name, cost=five)
+    assert replaced.metadata["replaced_cost"] == "five"
+    assert published_recipe(replaced) is None
+    assert maximum_budget(replaced).value == pytest.approx(1000.0)
+    assert budget_factor(replaced, preset("toy_safe_env")) is None
+    save(replaced, tmp_path / "five.hdf5")
+    assert maximum_budget(load(tmp_path / "five.hdf5")).value == pytest.approx(1000.0)
+    assert described(replaced)["replaced_cost"] == "five"
+
+
+def test_a_given_episode_length_that_an_episode_exceeds_is_refused():
+    with pytest.raises(
+        DatasetError, match="an episode has 200 steps, more than the given episode_length of 50"
+    ):
+        load("SafePendulum-medium-replay-v0", episode_length=50)
+
+
+def test_a_folder_that_is_only_called_like_a_data_set_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "SafePendulum-medium-replay-v0").mkdir()
+    assert len(load("SafePendulum-medium-replay-v0")) == 100
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DatasetError, match="mine is a folder but no Minari data set"):
+        load("mine")
+
+
+def test_a_name_that_is_too_long_for_a_file_is_only_unknown():
+    with pytest.raises(DatasetError, match="no data set"):
+        load("x" * 5000)

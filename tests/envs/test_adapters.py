@@ -328,3 +328,28 @@ def test_the_page_does_what_it_says(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ((np.zeros(2), 0.0, 0.0, False, False, None), "the info of step must be a dict; got None"),
+        ((np.zeros(2), None, 0.0, False, False, {}), "the reward, must give one number"),
+        ((np.zeros(2), np.nan, 0.0, False, False, {}), "the reward, must give a finite number"),
+        ((np.zeros(3), 0.0, 0.0, False, False, {}), r"the space's shape \(2,\); Point returned \(3,\)"),
+    ],
+)
+def test_a_step_that_breaks_the_contract_is_refused(spoilt, message):
+    inner = Point()
+    env = SafetyGymnasiumAdapter(inner)
+    env.reset(seed=0)
+    inner.step = lambda action: spoilt
+    with pytest.raises(EnvironmentContractError, match=message):
+        env.step(np.zeros(1, np.float32))
+
+
+def test_a_reset_without_an_info_is_refused():
+    inner = Point()
+    inner.reset = lambda seed=None, options=None: (np.zeros(2), None)
+    with pytest.raises(EnvironmentContractError, match="the info of reset must be a dict; got None"):
+        SafetyGymnasiumAdapter(inner).reset()
