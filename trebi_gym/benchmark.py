@@ -208,6 +208,7 @@ def _scaling(device: torch.device) -> Iterator[_Job]:
         *((f"horizon {h}", {"horizon": h}, 1) for h in (8, 32, 128)),
         *((f"{s} denoising steps", {"planner": {"sampler_steps": s}}, 1) for s in (1, 2, 5, 10, 20)),
         *((f"{e} environments", {}, e) for e in (1, 4, 16, 64)),
+        *((f"{e} environments, bfloat16", {"planner": {"precision": "bfloat16"}}, e) for e in (1, 16, 64)),
     ]
     for setting, change, count in changes:
         agent = untrained(preset("fast").replace(**change), dataset, device)

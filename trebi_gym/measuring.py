@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import resource
 import statistics
@@ -102,7 +104,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     """Return how many bytes more than before a call needs at its peak, or None where the system does not tell.
 
     On a GPU PyTorch counts them. On the CPU it is the growth of the process's resident memory, of which Linux can forget
-    the peak before the call.
+    the peak before the call, after what the allocator still holds has been given back.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -114,6 +116,8 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     if not sys.platform.startswith("linux") or not forget.exists():
         return None
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     forget.write_text("5")
     before = _resident("VmRSS")
     call()
