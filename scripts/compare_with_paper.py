@@ -14,7 +14,6 @@ import tyro
 
 from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.presets import preset
-from trebi_gym.datasets import load
 from trebi_gym.datasets.recipes import RECIPES
 from trebi_gym.evaluation import evaluate_episodes
 from trebi_gym.records import EpisodeRecord, Evaluation, bootstrap_interval, format_table
