@@ -103,3 +103,11 @@ def test_data_of_another_name_and_the_same_numbers_are_kept_as_they_are(tmp_path
     assert counted.rewards.dtype == np.float64
     save(counted, tmp_path / "a.hdf5")
     np.testing.assert_array_equal(load(tmp_path / "a.hdf5").rewards, counted.rewards)
+
+
+def test_a_log_folder_that_is_a_file_is_refused_before_learning(saved, tmp_path, capsys):
+    (tmp_path / "log").write_text("")
+    arguments = ["--agent", str(saved), "--log-folder", str(tmp_path / "log"), "--total-steps", "2"]
+    with pytest.raises(SystemExit):
+        main(["learn-part", "cost_critic", *arguments])
+    assert "the training log needs a folder, and" in capsys.readouterr().err

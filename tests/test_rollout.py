@@ -216,3 +216,9 @@ def test_a_policy_whose_state_cannot_follow_is_asked_for_every_environment_to_th
     policy = Scripted()
     run("LedgerEarly-v0", 8, policy, budgets=[100.0] * 8, seed=3)
     assert {len(call["observation"]) for call in policy.calls} == {8}
+
+
+def test_a_changes_step_may_be_numpys_and_is_a_plain_number_then():
+    change = BudgetChange(np.int64(3), factor=0.5)
+    assert type(change.step) is int
+    assert change == BudgetChange(3, factor=0.5)

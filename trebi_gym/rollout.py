@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from trebi_gym.budget import Budget, check_budget
+from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.errors import BudgetError, EnvironmentContractError
 
 Array = npt.NDArray[Any]
@@ -57,8 +57,9 @@ class BudgetChange:
                 "a budget change needs exactly one of remaining and factor; "
                 f"got remaining={self.remaining!r}, factor={self.factor!r}"
             )
-        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 0:
+        if not is_whole(self.step) or self.step < 0:
             raise BudgetError(f"a budget change needs a step of at least 0; got {self.step!r}")
+        object.__setattr__(self, "step", int(self.step))
         check_budget(self.remaining if self.factor is None else self.factor, name="a budget change")
 
     def apply(self, budget: Budget) -> Budget:

@@ -72,6 +72,9 @@ def learn_with_checkpoints(
             f"{partial} is left from an interrupted run: pass --resume to go on with it, or delete it to start anew"
         )
     check_writable(target)
+    log = agent.tensorboard_log
+    if log is not None and Path(log).exists() and not Path(log).is_dir():
+        raise ConfigError(f"the training log needs a folder, and {log} is a file")
 
     def keep(_: dict[str, Any], __: dict[str, Any]) -> bool:
         if every and agent.num_timesteps % every == 0:
