@@ -83,7 +83,7 @@ class Recordings:
             return Recording(self._function, inputs)
         except RuntimeError as error:
             warnings.warn(
-                f"planning runs step by step, since it could not be recorded as a CUDA graph: {error}",
+                f"its steps run one by one, since it could not be recorded as a CUDA graph: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )

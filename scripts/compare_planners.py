@@ -148,8 +148,6 @@ def _agent(dataset: Any, name: str, seed: int, arguments: Arguments) -> TREBIAge
             resume=partial_file(path).is_file(),
             overwrite=False,
         )
-        agent.save(path)
-        partial_file(path).unlink(missing_ok=True)
     return agent.set_planner(**variant.planner)
 
 

@@ -77,8 +77,6 @@ def _learned(arguments: Arguments, name: str, config: TREBIConfig, seed: int) ->
         learn_with_checkpoints(
             agent, agent.learn, DATASET, path, total_steps=None, every=1_000, resume=resume, overwrite=False
         )
-        agent.save(path)
-        partial_file(path).unlink(missing_ok=True)
     return TREBIAgent.load(path)
 
 

@@ -17,6 +17,7 @@ from trebi_gym.agents import TREBIAgent
 from trebi_gym.cli import main
 from trebi_gym.datasets import load
 from trebi_gym.errors import ConfigError
+from trebi_gym.terminal import run
 
 ROOT = Path(__file__).parent.parent
 DATASET = "SafePendulum-medium-replay-v0"
@@ -314,3 +315,38 @@ def test_an_agents_file_does_not_choose_a_module_to_import(tiny_agent):
     with pytest.raises(ConfigError, match="pass --env os_like_payload:Task-v0"):
         resolve_env(Strange())
     assert resolve_env(tiny_agent) == "SafePendulum-v0"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_signal_that_comes_while_an_object_ends_is_not_lost(number, code):
+    hook = sys.unraisablehook
+    ended = []
+
+    class Fragile:
+        def __del__(self):
+            ended.append(self)
+            # its handler runs here, where Python ignores what it raises
+            signal.raise_signal(number)
+
+    def command():
+        Fragile()
+        assert len(ended) == 1
+        time.sleep(30)
+
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as raised:
+        run(command)
+    assert raised.value.code == code
+    assert time.monotonic() - begun < 10
+    assert sys.unraisablehook is hook
+
+
+def test_other_errors_of_ending_objects_are_said_as_ever(monkeypatch):
+    class Fragile:
+        def __del__(self):
+            raise ValueError("at the end")
+
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    run(Fragile)
+    assert [str(lost.exc_value) for lost in said] == ["at the end"]

@@ -9,7 +9,7 @@ import tyro
 
 from trebi_gym.errors import ConfigError
 from trebi_gym.files import check_writable
-from trebi_gym.terminal import learn_with_checkpoints, partial_file
+from trebi_gym.terminal import learn_with_checkpoints
 
 T = TypeVar("T")
 Positional = Annotated[T, tyro.conf.Positional]
@@ -45,8 +45,7 @@ def learn(
     from trebi_gym.agents.presets import preset
     from trebi_gym.datasets.recipes import known_name
 
-    target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
-    _free(target, overwrite)
+    target = _free_zip(output, overwrite)
     agent = TREBIAgent(
         config=preset(config, known_name(dataset)), seed=seed, device=device, tensorboard_log=log_folder
     )
@@ -60,9 +59,7 @@ def learn(
         resume=resume,
         overwrite=overwrite,
     )
-    agent.save(target)
-    partial_file(target).unlink(missing_ok=True)
-    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+    _say_written(agent, target)
 
 
 def import_agent(
@@ -93,8 +90,7 @@ def import_agent(
     """
     from trebi_gym.agents import TREBIAgent
 
-    target = output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
-    _free(target, overwrite)
+    target = _free_zip(output, overwrite)
     if epoch != "latest" and not epoch.isdecimal():
         raise ConfigError(f"--epoch is a number or latest; got {epoch!r}")
     check_writable(target)
@@ -108,7 +104,7 @@ def import_agent(
         seed=seed,
     )
     agent.save(target)
-    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+    _say_written(agent, target)
     print(f"still to do: trebi learn-part cost_critic --agent {target}")
 
 
@@ -140,8 +136,7 @@ def learn_part(
 
     loaded = TREBIAgent.load(agent, device=device)
     loaded.tensorboard_log = log_folder
-    target = output or agent
-    target = target if target.suffix == ".zip" else target.with_name(target.name + ".zip")
+    target = _zip(output or agent)
     learn_with_checkpoints(
         loaded,
         getattr(loaded, f"learn_{part}"),
@@ -151,9 +146,7 @@ def learn_part(
         every=checkpoint_every,
         resume=resume,
     )
-    loaded.save(target)
-    partial_file(target).unlink(missing_ok=True)
-    print(f"{loaded}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")
+    _say_written(loaded, target)
 
 
 def _own_data(agent: Any) -> Any:
@@ -177,6 +170,16 @@ def _own_data(agent: Any) -> Any:
     return found
 
 
-def _free(target: Path, overwrite: bool) -> None:
+def _zip(output: Path) -> Path:
+    return output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
+
+
+def _free_zip(output: Path, overwrite: bool) -> Path:
+    target = _zip(output)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists already; pass --overwrite to replace it, or another --output")
+    return target
+
+
+def _say_written(agent: Any, target: Path) -> None:
+    print(f"{agent}\nwritten to {target} ({target.stat().st_size / 1e6:.2f} MB)")

@@ -21,7 +21,7 @@ from trebi_gym.datasets.recipes import RECIPES, known_name
 from trebi_gym.errors import ConfigError, NotLearnedError
 from trebi_gym.evaluation import evaluate_budgets, evaluate_episodes
 from trebi_gym.rollout import Policy
-from trebi_gym.terminal import learn_with_checkpoints, partial_file, resolve_env, resolve_maximum
+from trebi_gym.terminal import learn_with_checkpoints, resolve_env, resolve_maximum
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,6 @@ def train_stage(part: str, arguments: StageArguments) -> None:
         every=arguments.checkpoint_every,
         resume=arguments.resume,
     )
-    agent.save(target)
-    partial_file(target).unlink(missing_ok=True)
     missing = [name for name in PARTS if not (folder / f"{name}.zip").is_file()]
     print(f"written to {target}")
     for name in missing:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ def run(command: Callable[[], Any]) -> None:
     if "" not in sys.path:
         sys.path.append("")
     before = signal.signal(signal.SIGTERM, _terminate)
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_end_all_the_same, hook)
     try:
         command()
     except (TrebiError, OSError, gym.error.Error) as error:
@@ -37,12 +41,28 @@ def run(command: Callable[[], Any]) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, _: object) -> None:
     """End as an exception, so that unfinished temporary files are removed on the way out."""
     raise SystemExit(128 + number)
+
+
+def _end_all_the_same(hook: Callable[[Any], Any], lost: Any) -> None:
+    """Send a signal again whose exception nobody got, as it was raised where a weak reference or an object ended.
+
+    Python ignores what is raised there, and reading and writing HDF5 ends many such objects.
+    """
+    if isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
+        # a little later: raised here, it would be lost as the first was
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    else:
+        hook(lost)
 
 
 def learn_with_checkpoints(
@@ -56,7 +76,7 @@ def learn_with_checkpoints(
     resume: bool,
     overwrite: bool = False,
 ) -> None:
-    """Call a ``learn`` method; keep a copy beside ``target`` from which ``resume`` goes on after a crash.
+    """Call a ``learn`` method and save the agent; on the way keep a copy from which ``resume`` goes on after a crash.
 
     Raises:
         ConfigError: a copy of an interrupted run is there and neither ``resume`` nor ``overwrite`` was asked for, or
@@ -82,6 +102,8 @@ def learn_with_checkpoints(
         return True
 
     learner(dataset, total_steps=total_steps, callback=keep, resume_from=partial if resume else None)
+    agent.save(target)
+    partial.unlink(missing_ok=True)
 
 
 def partial_file(target: Path) -> Path:
