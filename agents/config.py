@@ -65,6 +65,8 @@ class PlannerConfig:
     """A name in ``SAMPLERS``."""
     sampler_steps: int | None = 5
     """Denoising steps of the sampler; None for all steps of the schedule."""
+    retry_steps: int | None = None
+    """Denoising steps of a second search where no plan of the first keeps its budget; None for no second search."""
     guide_type: Literal[0, 1] = 1
     """1: ``grad R - w [C > b] grad C``; 0: the cost's gradient also grows with the relative excess."""
     cost_weight: float = 20.0
@@ -101,10 +103,11 @@ class PlannerConfig:
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
         require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
-        require(
-            self.sampler_steps is None or self.sampler_steps >= 1,
-            f"sampler_steps must be at least 1, or None for all; got {self.sampler_steps}",
-        )
+        for name, none in (("sampler_steps", "all"), ("retry_steps", "no second search")):
+            steps = getattr(self, name)
+            require(
+                steps is None or steps >= 1, f"{name} must be at least 1, or None for {none}; got {steps}"
+            )
         require(
             self.ranking != "original" or self.guide_moves >= 1,
             'ranking="original" ranks by what the guide said at its last move, so it needs guide_moves of at least 1',
@@ -175,11 +178,16 @@ class TREBIConfig:
             self.episode_length is None or self.episode_length >= self.horizon,
             f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}",
         )
-        steps = self.planner.sampler_steps
-        require(
-            steps is None or steps <= self.diffusion_steps,
-            f"sampler_steps is {steps}, but the noise schedule has only {self.diffusion_steps} steps",
-        )
+        for name in ("sampler_steps", "retry_steps"):
+            steps = getattr(self.planner, name)
+            require(
+                steps is None or steps <= self.diffusion_steps,
+                f"{name} is {steps}, but the noise schedule has only {self.diffusion_steps} steps",
+            )
+            require(
+                self.planner.sampler != "ddpm" or steps in (None, self.diffusion_steps),
+                f"{name} is {steps}, but ddpm takes all {self.diffusion_steps} steps; use ddim, or None",
+            )
         require(
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,28 +19,6 @@ Floats = npt.NDArray[np.float64]
 BudgetLike = float | Budget | Sequence[Budget] | Array
 
 
-@dataclass
-class PlanState:
-    """What planning keeps between two steps of E environments; hand it back to the next ``predict``."""
-
-    step: npt.NDArray[np.int64]  # (E,) steps taken in the running episode
-    actions: npt.NDArray[np.float32]  # (E, K, A) actions of the last plans that may still be executed
-    position: npt.NDArray[np.int64]  # (E,) how many of them have been
-    rewards: npt.NDArray[np.float32]  # (E,) what the last plan is predicted to earn
-    costs: npt.NDArray[np.float32]  # (E,) what it is predicted to cost, in the critic's units
-    budgets: npt.NDArray[np.float32]  # (E,) the budget it was held against, in the same units
-
-    @property
-    def feasible(self) -> npt.NDArray[np.bool_]:
-        """(E,) whether the last plan was predicted to keep its budget."""
-        kept: npt.NDArray[np.bool_] = self.costs <= self.budgets
-        return kept
-
-    def of_rows(self, rows: npt.NDArray[np.int64]) -> PlanState:
-        """Return the state of some of the environments only."""
-        return PlanState(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
-
-
 @dataclass(frozen=True)
 class Request:
     """One decision for E environments."""
@@ -49,11 +27,12 @@ class Request:
     remaining: Floats  # (E,) what is left of each budget, in units of the present step
     discounts: Floats  # (E,) of each budget
     steps: npt.NDArray[np.int64]  # (E,) steps taken; -1 where it is not known
+    totals: Floats  # (E,) of whole episodes, in units of step 0; NaN where a budget was told as a number
     single: bool  # one environment without a batch axis
     steps_left: Floats | None = field(default=None)  # (E,) where the observation tells it
 
-    def count_steps_left(self, episode_length: int, state: PlanState | None) -> Floats:
-        """Return the steps left (E,), at least 1: as the observation tells, else the budget, else the state.
+    def count_steps_left(self, episode_length: int, counted: npt.NDArray[np.int64] | None) -> Floats:
+        """Return the steps left (E,), at least 1: as the observation tells, else the budget, else as counted (E,).
 
         Where none of them does, the whole episode is taken to be ahead.
         """
@@ -61,53 +40,9 @@ class Request:
             told: Floats = np.maximum(self.steps_left, 1.0)
             return told
         steps = self.steps
-        if state is not None:
-            steps = np.where(steps < 0, state.step, steps)
+        if counted is not None:
+            steps = np.where(steps < 0, counted, steps)
         return np.asarray(np.maximum(episode_length - np.maximum(steps, 0), 1), dtype=np.float64)
-
-
-def continued(
-    state: PlanState | None, episode_start: Array | None, environments: int, interval: int, action_size: int
-) -> PlanState:
-    """Return a state of its own for the next decision: fresh, or the given one with new episodes started.
-
-    Raises:
-        ObservationError: the state belongs to another number of environments.
-    """
-    if state is not None and not isinstance(state, PlanState):
-        raise ObservationError(
-            f"state must be what the last predict returned, or None; got {type(state).__name__}"
-        )
-    if state is not None and len(state.step) != environments:
-        raise ObservationError(
-            f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
-            "pass state=None when the number of environments changes"
-        )
-    started = np.zeros(environments, dtype=np.bool_)
-    if episode_start is not None:
-        given = np.asarray(episode_start, dtype=np.bool_)
-        if given.size not in (1, environments):
-            raise ObservationError(
-                f"episode_start must hold one value for each of {environments} environments; got {given.size}"
-            )
-        started = np.broadcast_to(given.reshape(-1), (environments,))
-    if state is None or state.actions.shape[1] != interval:
-        return PlanState(
-            step=np.where(started, 0, 0 if state is None else state.step),
-            actions=np.zeros((environments, interval, action_size), dtype=np.float32),
-            position=np.full(environments, interval, dtype=np.int64),
-            rewards=np.zeros(environments, dtype=np.float32),
-            costs=np.zeros(environments, dtype=np.float32),
-            budgets=np.zeros(environments, dtype=np.float32),
-        )
-    return PlanState(
-        step=np.where(started, 0, state.step),
-        actions=state.actions.copy(),
-        position=np.where(started, interval, state.position),
-        rewards=state.rewards.copy(),
-        costs=state.costs.copy(),
-        budgets=state.budgets.copy(),
-    )
 
 
 def parse_request(observation: Any, budget: BudgetLike | None, observation_size: int) -> Request:
@@ -139,7 +74,7 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
             "BudgetWrapper(env, b, observe=True), whose observations carry it"
         )
     observations, single = _observations(observation, observation_size)
-    remaining, discounts, steps = _budgets(budget, len(observations))
+    remaining, discounts, steps, totals = _budgets(budget, len(observations))
     if steps_left is not None:
         if steps_left.size not in (1, len(observations)) or not np.isfinite(steps_left).all():
             raise ObservationError(
@@ -147,54 +82,70 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
                 f"got {steps_left}"
             )
         steps_left = np.broadcast_to(steps_left, (len(observations),)).astype(np.float64)
-    return Request(observations, remaining, discounts, steps, single, steps_left)
+    return Request(observations, remaining, discounts, steps, totals, single, steps_left)
 
 
 def planning_budgets(
-    request: Request, steps_left: Floats, config: TREBIConfig, factor: float | None
-) -> Floats:
-    """Return what planning may spend (E,), in the cost critic's units: the budgets less the configured margin.
+    request: Request,
+    steps_left: Floats,
+    config: TREBIConfig,
+    factor: float | None,
+    reserve: Floats | None = None,
+) -> tuple[Floats, Floats]:
+    """Return what is left (E,), and of it what planning may spend (E,): both in the cost critic's units.
+
+    Args:
+        request: the budgets.
+        steps_left: (E,).
+        config: whose margin is held back.
+        factor: of the constant rule.
+        reserve: (E,) also held back, in units of the budgets at the present step; may be negative.
 
     Raises:
         BudgetError: the budgets' discount fits neither the critic nor the rule.
     """
-    budgets = critic_budgets(
-        request,
-        steps_left,
-        rule=config.planner.budget_rule,
-        cost_discount=config.cost_discount,
-        factor=factor,
-    )
-    # what is overspent already is not made to look better
-    held: Floats = np.where(budgets > 0, (1.0 - config.planner.margin) * budgets, budgets)
-    return held
+    rule, discount = config.planner.budget_rule, config.cost_discount
+
+    def turned(remaining: Floats) -> Floats:
+        return critic_budgets(
+            remaining, request.discounts, steps_left, rule=rule, cost_discount=discount, factor=factor
+        )
+
+    limits = turned(request.remaining)
+    if reserve is None:
+        budgets = limits
+    else:
+        # what is overspent already is not made to look better
+        budgets = turned(np.where(request.remaining < 0, request.remaining, request.remaining - reserve))
+    return limits, np.where(budgets > 0, (1.0 - config.planner.margin) * budgets, budgets)
 
 
 def critic_budgets(
-    request: Request,
+    remaining: Floats,
+    discounts: Floats,
     steps_left: Floats,
     *,
     rule: str,
     cost_discount: float,
     factor: float | None,
 ) -> Floats:
-    """Turn what is left of every budget (E,) into the cost critic's units.
+    """Turn what is left (E,) of budgets of these discounts (E,) into the cost critic's units.
 
     A budget with the critic's own discount is in its units already. An undiscounted one is turned by the rule.
 
     Raises:
         BudgetError: the constant rule is asked for a budget of a third discount.
     """
-    result = np.empty_like(request.remaining)
-    for discount in np.unique(request.discounts):
-        rows = request.discounts == discount
-        remaining = request.remaining[rows]
+    result = np.empty_like(remaining)
+    for discount in np.unique(discounts):
+        rows = discounts == discount
+        left = remaining[rows]
         if discount == cost_discount:
-            result[rows] = remaining
+            result[rows] = left
         elif rule == "remaining":
-            result[rows] = remaining_rule(remaining, steps_left[rows], cost_discount, float(discount))
+            result[rows] = remaining_rule(left, steps_left[rows], cost_discount, float(discount))
         elif discount == 1.0 and factor is not None:
-            result[rows] = constant_rule(remaining, factor)
+            result[rows] = constant_rule(left, factor)
         else:
             raise BudgetError(
                 f'budget_rule="constant" turns undiscounted budgets into those of discount {cost_discount}; '
@@ -247,7 +198,7 @@ def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64],
     return batch, single
 
 
-def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.int64], Floats]:
     if isinstance(budget, Budget):
         budget = [budget]
     if isinstance(budget, (list, tuple)) and any(isinstance(b, Budget) for b in budget):
@@ -255,6 +206,7 @@ def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.in
         remaining = np.array([b.remaining for b in budgets], dtype=np.float64)
         discounts = np.array([b.discount for b in budgets], dtype=np.float64)
         steps = np.array([b.step for b in budgets], dtype=np.int64)
+        totals = np.array([b.total for b in budgets], dtype=np.float64)
     else:
         if np.ndim(budget) == 0 and not hasattr(budget, "detach"):
             remaining = np.array([check_remaining(budget)])
@@ -264,6 +216,7 @@ def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.in
                 raise BudgetError(f"a budget must be a number, in units of cost; got {remaining}")
         discounts = np.ones(len(remaining))
         steps = np.full(len(remaining), -1, dtype=np.int64)
+        totals = np.full(len(remaining), np.nan)
     if len(remaining) not in (1, count):
         raise BudgetError(f"got {len(remaining)} budgets for {count} environments; give one, or one for each")
     shape = (count,)
@@ -271,4 +224,5 @@ def _budgets(budget: Any, count: int) -> tuple[Floats, Floats, npt.NDArray[np.in
         np.broadcast_to(remaining, shape).copy(),
         np.broadcast_to(discounts, shape).copy(),
         np.broadcast_to(steps, shape).copy(),
+        np.broadcast_to(totals, shape).copy(),
     )

@@ -101,7 +101,7 @@ def described(dataset: EpisodeDataset) -> dict[str, Any]:
         "episodes": len(dataset),
         "steps": dataset.n_steps,
         "maximum_budget": maximum_budget(dataset).value,
-        **({"replaced_cost": replaced} if (replaced := dataset.metadata.get("replaced_cost")) else {}),
+        **{key: dataset.metadata[key] for key in ("replaced_cost", "split") if dataset.metadata.get(key)},
     }
 
 

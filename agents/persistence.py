@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from trebi_gym.agents import checkpoint
+from trebi_gym.agents import calibration, checkpoint
 from trebi_gym.agents.checkpoint import Checkpoint
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffuser_import import read_published
@@ -22,7 +22,7 @@ from trebi_gym.agents.models import PARTS, Task, make_model
 from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
-from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError
+from trebi_gym.errors import CalibrationError, CheckpointError, ConfigError, NotLearnedError
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -57,6 +57,8 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
         "trebi_gym": version("trebi-gym"),
         "torch": torch.__version__,
     }
+    if agent.calibration is not None and len(chosen) == len(PARTS):
+        description |= {"calibration": agent.calibration.to_dict(), "risk": agent.risk}
     tensors = {
         "observations.center": torch.from_numpy(task.observations.center),
         "observations.scale": torch.from_numpy(task.observations.scale),
@@ -97,12 +99,19 @@ def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.dev
                     "train all parts with the same --config and --dataset"
                 )
             _take_models(agent, found)
+            if "calibration" in found.description and len(files) == 1:
+                agent.calibration = calibration.from_dict(found.description["calibration"])
+                agent.risk = _risk(found.description.get("risk"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, (CheckpointError, ConfigError)):
+            if isinstance(error, (CalibrationError, CheckpointError, ConfigError)):
                 raise
             raise CheckpointError(f"{file} does not hold what a saved agent needs: {error}") from error
     assert agent is not None
     return agent
+
+
+def _risk(value: Any) -> float | None:
+    return None if value is None else calibration.check_share(value, "risk")
 
 
 def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]) -> None:

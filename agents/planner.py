@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,11 @@ class Candidates:
     costs: torch.Tensor  # (E, N)
     order: torch.Tensor  # (E, N) indices, best first
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """The fields, in order."""
+        return self.trajectories, self.rewards, self.costs, self.order
+
 
 class BudgetGuidedPlanner:
     """Plans for many environments at once, each with its own budget.
@@ -107,8 +113,15 @@ class BudgetGuidedPlanner:
         self._cost_scale = cost_scale
         self._least_steps_left = least_steps_left
         self._device = next(denoiser.parameters()).device
-        self._draws = count_draws(SAMPLERS[config.sampler], schedule, config.sampler_steps)
-        self._sampled = Recordings(self._sample)
+        # the samplers that start anew draw as often, whatever their steps, or are told to take all of them
+        self._draws = max(
+            count_draws(SAMPLERS[config.sampler], schedule, steps)
+            for steps in (config.sampler_steps, config.retry_steps or config.sampler_steps)
+        )
+        self._sampled = Recordings(partial(self._sample, config.sampler_steps))
+        self._sampled_again = (
+            None if config.retry_steps is None else Recordings(partial(self._sample, config.retry_steps))
+        )
 
     def search(
         self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator
@@ -123,9 +136,32 @@ class BudgetGuidedPlanner:
         """
         start = self._tensor(self._observations.normalize(observations))
         budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._least_steps_left))
+        found = self._in_parts(self._sampled, start, budget, left, generator)
+        if self._sampled_again is None:
+            return found
+        # the one place where planning waits for a GPU before its end
+        broken = (found.costs.amin(dim=1) > budget).nonzero()[:, 0]
+        if len(broken) == 0:
+            return found
+        again = self._in_parts(self._sampled_again, start[broken], budget[broken], left[broken], generator)
+        cheaper = again.costs.amin(dim=1) < found.costs[broken].amin(dim=1)
+        for new, old in zip(again.parts, found.parts, strict=True):
+            old[broken[cheaper]] = new[cheaper]
+        return found
+
+    def _in_parts(
+        self,
+        sampled: Recordings,
+        start: torch.Tensor,
+        budget: torch.Tensor,
+        left: torch.Tensor,
+        generator: torch.Generator,
+    ) -> Candidates:
+        """Search for as many environments at once as memory is meant to hold."""
         at_once = max(1, self._max_rows // self.config.candidates)
         parts = [
             self._search(
+                sampled,
                 start[first : first + at_once],
                 budget[first : first + at_once],
                 left[first : first + at_once],
@@ -136,21 +172,28 @@ class BudgetGuidedPlanner:
         if len(parts) == 1:
             return parts[0]
         return Candidates(
-            torch.cat([part.trajectories for part in parts]),
-            torch.cat([part.rewards for part in parts]),
-            torch.cat([part.costs for part in parts]),
-            torch.cat([part.order for part in parts]),
+            *(torch.cat(tensors) for tensors in zip(*(part.parts for part in parts), strict=True))
         )
 
     def _search(
-        self, start: torch.Tensor, budget: torch.Tensor, steps_left: torch.Tensor, generator: torch.Generator
+        self,
+        sampled: Recordings,
+        start: torch.Tensor,
+        budget: torch.Tensor,
+        steps_left: torch.Tensor,
+        generator: torch.Generator,
     ) -> Candidates:
         shape = (len(start) * self.config.candidates, self._horizon, self._size)
         noise = (torch.randn(shape, generator=generator, device=self._device) for _ in range(self._draws))
-        return Candidates(*self._sampled(start, budget, steps_left, *noise))
+        return Candidates(*sampled(start, budget, steps_left, *noise))
 
     def _sample(
-        self, start: torch.Tensor, budget: torch.Tensor, steps_left: torch.Tensor, *noise: torch.Tensor
+        self,
+        n_steps: int | None,
+        start: torch.Tensor,
+        budget: torch.Tensor,
+        steps_left: torch.Tensor,
+        *noise: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Return the fields of ``Candidates``; nothing here waits for a GPU or draws, so that it can be recorded."""
         config, environments = self.config, len(start)
@@ -189,7 +232,7 @@ class BudgetGuidedPlanner:
                 pin=lambda x: pin_first_observation(x, start, self._action_size),
                 draw_noise=lambda shape: next(drawn),
                 guidance=Guidance(config.guide_scale, config.guide_moves, config.guide_stop, score=original),
-                n_steps=config.sampler_steps,
+                n_steps=n_steps,
             )
         with computing_in("float32", self._device):
             if not original or scores is None:

@@ -13,14 +13,17 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.logger import Logger, configure
 
-from trebi_gym.agents import inputs, persistence, spaces
+from trebi_gym.agents import persistence, spaces
+from trebi_gym.agents.acting import decide
+from trebi_gym.agents.calibrating import Calibrates
 from trebi_gym.agents.config import TREBIConfig
-from trebi_gym.agents.inputs import BudgetLike, PlanState, continued, parse_request, planning_budgets
+from trebi_gym.agents.inputs import BudgetLike, parse_request, planning_budgets
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
 from trebi_gym.agents.models import LEARNERS, PARTS, Task, budget_factor, fit_task, noted
 from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan, make_planner
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
+from trebi_gym.agents.state import PlanState
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.errors import NotLearnedError
@@ -28,7 +31,7 @@ from trebi_gym.errors import NotLearnedError
 Array = npt.NDArray[Any]
 
 
-class TREBIAgent:
+class TREBIAgent(Calibrates):
     """Trajectory-based real-time budget inference (arXiv 2306.00603).
 
     A diffusion model of trajectories, guided by a critic of the reward and one of the cost to come, plans anew at
@@ -132,7 +135,7 @@ class TREBIAgent:
         check_dataset(episodes, self.observation_space, self.action_space)
         # a single part of an agent that has others keeps the normalisers that these were fitted with
         self.take_up(episodes, parts)
-        self._planner = None
+        self._planner, self.calibration, self.risk = None, None, None
         if resume_from is None:
             for part in parts:
                 self.models.pop(part, None)
@@ -176,6 +179,7 @@ class TREBIAgent:
         deterministic: bool = False,
         *,
         budget: BudgetLike | None = None,
+        risk: float | None = None,
     ) -> tuple[npt.NDArray[np.float32], PlanState]:
         """Plan, and return the first action of the best plan.
 
@@ -189,57 +193,46 @@ class TREBIAgent:
                 ``Budget`` (or one for each environment), which also tells its discount and the step. At or below
                 zero, as when it is overspent, the plan of least predicted cost is taken. Without a step from
                 a ``Budget``, the state or the observation, a whole episode is assumed to be ahead, which is cautious.
+            risk: the chance that the episode may cost more than the budget, one that ``calibrate`` can support; None
+                takes the agent's own, ``agent.risk``. It needs the state of the last call handed back.
 
         Returns:
-            The action (A,) or actions (E, A) within the action space, and the state for the next call.
+            The action (A,) or actions (E, A) within the action space, and the state for the next call. It also tells
+            whether any plan keeps the budget (``feasible``), by how much (``margin``), whether the risk is ``certified``.
 
         Raises:
             NotLearnedError: a model is missing.
             ObservationError: an observation of a wrong shape, not finite, or too far from the data to plan from.
             BudgetError: no budget, or one that is not a number.
+            CalibrationError: the risk is not calibrated for.
         """
-        planner, task = self._ready()
-        request = parse_request(observation, budget, task.observation_size)
-        environments = len(request.observations)
-        interval = self.config.planner.control_interval
-        state = continued(state, episode_start, environments, interval, task.action_size)
-        steps_left = request.count_steps_left(task.episode_length, state)
-        due = state.position >= interval
-        if due.any():
-            thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
-            found = planner.search(
-                request.observations[due], thresholds[due], steps_left[due], self._noise(deterministic)
-            )
-            state.actions[due] = inputs.check_actions(planner.best_actions(found, interval))
-            state.rewards[due], state.costs[due] = planner.best_scores(found)
-            state.budgets[due] = thresholds[due]
-            state.position[due] = 0
-        actions = state.actions[np.arange(environments), state.position]
-        state.position += 1
-        state.step = (task.episode_length - steps_left).astype(np.int64) + 1
-        assert self.action_space is not None
-        actions = np.clip(actions, self.action_space.low.ravel(), self.action_space.high.ravel())
-        actions = actions.reshape(environments, *self.action_space.shape).astype(np.float32)
-        return (actions[0] if request.single else actions), state
+        request = parse_request(observation, budget, self.ready()[1].observation_size)
+        return decide(self, request, state, episode_start, deterministic, self.risk if risk is None else risk)
 
     def plan(self, observation: Any, budget: BudgetLike | None = None) -> Plan:
         """Return every candidate plan, the best first; arguments as for ``predict``, errors too."""
-        planner, task = self._ready()
+        planner, task = self.ready()
         request = parse_request(observation, budget, task.observation_size)
         steps_left = request.count_steps_left(task.episode_length, None)
-        thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
-        return planner.plan(request.observations, thresholds, steps_left, self._noise(False))
+        _, thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
+        return planner.plan(request.observations, thresholds, steps_left, self.noise(False))
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed what planning draws from here on."""
         self._generator.manual_seed(self.seed if seed is None else seed)
 
-    def _noise(self, deterministic: bool) -> torch.Generator:
+    def noise(self, deterministic: bool) -> torch.Generator:
+        """Return what planning draws from: the running stream, or one that begins anew."""
         if not deterministic:
             return self._generator
         return torch.Generator(device=self.device).manual_seed(self.seed)
 
-    def _ready(self) -> tuple[BudgetGuidedPlanner, Task]:
+    def ready(self) -> tuple[BudgetGuidedPlanner, Task]:
+        """Return the planner, and what it knows of the task.
+
+        Raises:
+            NotLearnedError: a model is missing.
+        """
         missing = [part for part in PARTS if part not in self.models]
         if missing or self.task is None:
             remedies = "; ".join(f"{part}: {LEARNERS[part][0]} or {LEARNERS[part][1]}" for part in missing)

@@ -253,3 +253,27 @@ class EpisodeDataset:
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> EpisodeDataset:
         """Return the data set of these episodes only."""
         return EpisodeDataset.from_episodes((self[int(index)] for index in indices), self.metadata)
+
+    def split(self, share: float, seed: int = 0) -> tuple[EpisodeDataset, EpisodeDataset]:
+        """Return two data sets: one to learn from, and a random share of the episodes that is held out.
+
+        Both note the split in ``metadata["split"]``; the same share and seed give the same episodes.
+
+        Raises:
+            DatasetError: the share leaves one of them without an episode.
+        """
+        count = round(share * len(self)) if 0 < share < 1 else 0
+        if not 0 < count < len(self):
+            raise DatasetError(
+                f"a share of {share} of {len(self)} episodes leaves one part empty; each needs at least one"
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        parts = {"held out": np.sort(order[:count]), "learned": np.sort(order[count:])}
+        held, learned = (
+            EpisodeDataset.from_episodes(
+                (self[int(index)] for index in indices),
+                {**self.metadata, "split": {"part": part, "share": share, "seed": seed, "of": len(self)}},
+            )
+            for part, indices in parts.items()
+        )
+        return learned, held

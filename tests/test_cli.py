@@ -350,3 +350,79 @@ def test_other_errors_of_ending_objects_are_said_as_ever(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     run(Fragile)
     assert [str(lost.exc_value) for lost in said] == ["at the end"]
+
+
+def test_calibrate_keeps_what_it_found_in_the_file_and_evaluate_takes_its_risk(tiny_agent, tmp_path, capsys):
+    agent = str(tiny_agent.save(tmp_path / "agent.zip"))
+    main(
+        [
+            "calibrate",
+            agent,
+            "--risk",
+            "0.2",
+            "0.4",
+            "--budgets",
+            "0",
+            "40",
+            "--episodes",
+            "14",
+            "--output",
+            "c",
+        ]
+    )
+    said = capsys.readouterr().out
+    assert (
+        "14 episodes of SafePendulum-v0 for each planned budget, seeds 1000000 on; the agent's risk: 0.2"
+        in said
+    )
+    assert "keeps, risk 0.4" in said
+    assert files(tmp_path) == ["agent.zip", "c.zip"]
+    main(["info", "c.zip"])
+    assert "guarantee    with confidence 0.95" in capsys.readouterr().out
+    main(["info", agent])
+    assert "calibration    none" in capsys.readouterr().out
+    evaluate = ["evaluate", "c.zip", "--budgets", "100", "--episodes", "1"]
+    main([*evaluate, "--risk", "0.4"])
+    main([*evaluate, "--uncalibrated"])
+    capsys.readouterr()
+    assert "give --risk or --uncalibrated" in error_of(capsys, *evaluate, "--risk", "0.4", "--uncalibrated")
+    assert "at least 59 for each" in error_of(capsys, *evaluate, "--risk", "0.05")
+    assert "not calibrated" in error_of(capsys, "evaluate", agent, "--risk", "0.2")
+    assert "at least 59 episodes" in error_of(capsys, "calibrate", agent, "--episodes", "58")
+    assert "--env or --dataset" in error_of(capsys, "calibrate", agent, "--env", "x", "--dataset", "y")
+
+
+def test_a_calibration_that_was_killed_goes_on_from_what_it_kept(tiny_agent, tmp_path, capsys, monkeypatch):
+    from trebi_gym.agents import calibrating
+
+    agent = str(tiny_agent.save(tmp_path / "agent.zip"))
+    command = ["calibrate", agent, "--risk", "0.2", "--budgets", "0", "40", "--episodes", "14"]
+    cell, run = calibrating._cell, []
+
+    def breaks(*arguments):
+        if run:
+            raise KeyboardInterrupt
+        run.append(1)
+        return cell(*arguments)
+
+    monkeypatch.setattr(calibrating, "_cell", breaks)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert files(tmp_path) == ["agent.calibration.json", "agent.zip"]
+    assert TREBIAgent.load(agent).calibration is None
+    run.clear()
+    main(command)
+    assert files(tmp_path) == ["agent.zip"]
+    assert TREBIAgent.load(agent).risk == 0.2
+
+
+def test_calibrate_on_held_out_episodes_says_that_it_promises_nothing(tiny_config, tmp_path, capsys):
+    learned, held = load(DATASET).split(0.2)
+    agent = TREBIAgent(config=tiny_config, seed=0).learn(learned, progress_bar=False).save(tmp_path / "a.zip")
+    from trebi_gym.datasets import save
+
+    save(held, tmp_path / "held.hdf5")
+    main(["calibrate", str(agent), "--dataset", "held.hdf5", "--risk", "0.2"])
+    said = capsys.readouterr().out
+    assert "held back" in said
+    assert "no guarantee" in said

@@ -58,6 +58,7 @@ DISK = {
     "trebi_gym.records",
     "trebi_gym.plots",
     "trebi_gym.video",
+    "trebi_gym.agents.calibrating",
     "trebi_gym.agents.checkpoint",
     "trebi_gym.agents.training",
     "trebi_gym.agents.diffuser_import",

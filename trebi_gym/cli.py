@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -12,7 +12,7 @@ from trebi_gym.data_commands import convert, info
 from trebi_gym.errors import ConfigError
 from trebi_gym.files import check_writable
 from trebi_gym.generating import generate
-from trebi_gym.learning_commands import import_agent, learn, learn_part
+from trebi_gym.learning_commands import calibrate, import_agent, learn, learn_part
 from trebi_gym.terminal import (
     parse_change,
     resolve_env,
@@ -33,6 +33,8 @@ def evaluate(
     episodes: int = 20,
     seed: int = 0,
     change: tuple[str, ...] = (),
+    risk: float | None = None,
+    uncalibrated: bool = False,
     n_envs: int | None = None,
     output: Path | None = None,
     device: str = "auto",
@@ -48,6 +50,8 @@ def evaluate(
         episodes: for each budget, all with the same seeds.
         seed: of the first episode.
         change: changes in mid-episode, as STEP:REMAINING, for example 100:6.
+        risk: the chance of an episode over its budget, one that the agent is calibrated for; default: the agent's own.
+        uncalibrated: leave the agent's calibration aside.
         n_envs: environments at once; default: all episodes, 100 at the most.
         output: folder for evaluation.json, evaluation.csv and evaluation.png.
         device: auto, cpu, cuda, ...
@@ -58,7 +62,7 @@ def evaluate(
 
     if output is not None:
         check_writable(output / "evaluation.json")
-    loaded = TREBIAgent.load(agent, device=device)
+    loaded = _at_risk(TREBIAgent.load(agent, device=device), risk, uncalibrated)
     chosen = (
         budgets
         if budgets is not None
@@ -91,6 +95,8 @@ def record(
     env: str | None = None,
     seed: int = 0,
     change: tuple[str, ...] = (),
+    risk: float | None = None,
+    uncalibrated: bool = False,
     device: str = "auto",
 ) -> None:
     """Write a video of one episode, with the remaining budget drawn in.
@@ -102,13 +108,15 @@ def record(
         env: the environment's id; default: the one that the data came from.
         seed: of the episode.
         change: changes in mid-episode, as STEP:REMAINING, for example 100:6.
+        risk: the chance of an episode over its budget, one that the agent is calibrated for; default: the agent's own.
+        uncalibrated: leave the agent's calibration aside.
         device: auto, cpu, cuda, ...
     """
     from trebi_gym.agents import TREBIAgent
     from trebi_gym.video import record_video
 
     check_writable(output)
-    loaded = TREBIAgent.load(agent, device=device)
+    loaded = _at_risk(TREBIAgent.load(agent, device=device), risk, uncalibrated)
     schedule = [parse_change(text) for text in change]
     result = record_video(
         loaded, env or resolve_env(loaded), output, budget=budget, seed=seed, schedule=schedule
@@ -118,6 +126,14 @@ def record(
         f"{result.path}: {result.frames} frames, return {result.episode_return:.1f}, "
         f"cost {result.cost:.2f} of budget {result.budget:g}, {kept}"
     )
+
+
+def _at_risk(agent: Any, risk: float | None, uncalibrated: bool) -> Any:
+    if risk is not None and uncalibrated:
+        raise ConfigError("give --risk or --uncalibrated, not both")
+    if uncalibrated or risk is not None:
+        agent.set_risk(risk)
+    return agent
 
 
 def demo(
@@ -184,6 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "learn": learn,
     "learn-part": learn_part,
     "import": import_agent,
+    "calibrate": calibrate,
     "evaluate": evaluate,
     "record": record,
     "info": info,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents import HeldOutCalibration, TREBIAgent
+from trebi_gym.agents.calibration import AnyCalibration
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets.recipes import maximum_budget, published_recipe
+from trebi_gym.errors import CalibrationError
+from trebi_gym.records import format_table
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 BARS = " ▏▎▍▌▋▊▉█"
@@ -101,5 +105,42 @@ def describe_agent(path: Path) -> str:
             f"planner        {planner.candidates} candidates, {planner.sampler} with "
             f"{planner.sampler_steps or agent.config.diffusion_steps} steps, {planner.guide_moves} guided moves each",
             f"budgets        rule {planner.budget_rule!r}, costs discounted by {agent.config.cost_discount}",
+            *describe_calibration(agent),
         ]
     )
+
+
+def describe_calibration(agent: TREBIAgent, risks: Sequence[float] = (0.05, 0.2)) -> list[str]:
+    """Return lines on what an agent is calibrated for; ``risks`` that its episodes cannot support are left out."""
+    found = agent.calibration
+    if found is None:
+        return ["calibration    none: budgets are kept as the planner does by itself; see trebi calibrate"]
+    own = "none" if agent.risk is None else f"{agent.risk:g}"
+    shown = [
+        risk
+        for risk in dict.fromkeys((*risks, *([agent.risk] if agent.risk else [])))
+        if _supports(found, risk)
+    ]
+    if isinstance(found, HeldOutCalibration):
+        reserves = ", ".join(f"{found.reserve(risk):.4g} at risk {risk:g}" for risk in shown)
+        return [
+            f"calibration    on {len(found.excesses)} held-out episodes of {found.dataset}; the agent's risk: {own}",
+            f"  held back    {reserves or 'nothing: too few episodes'}",
+            "  note         no guarantee: it covers the critic's error on logged episodes, not what the agent chooses",
+        ]
+    header = ["planned for", "mean cost", "greatest", "return", *(f"keeps, risk {risk:g}" for risk in shown)]
+    return [
+        f"calibration    {found.episodes} episodes of {found.env_id} for each planned budget, seeds {found.seed} on; "
+        f"the agent's risk: {own}",
+        f"  guarantee    with confidence {found.confidence:g} an episode that is planned for so costs more than is named "
+        "under a risk with at most that chance",
+        *("  " + line for line in format_table(header, found.table(shown)).splitlines()),
+    ]
+
+
+def _supports(found: AnyCalibration, risk: float) -> bool:
+    try:
+        found.planned_for(np.zeros(1), risk)
+    except CalibrationError:
+        return False
+    return True

@@ -25,6 +25,10 @@ class NotLearnedError(TrebiError, RuntimeError):
     """The agent was asked for something that it has not learned yet."""
 
 
+class CalibrationError(TrebiError, ValueError):
+    """A risk that is not calibrated for, or that its episodes cannot support."""
+
+
 class ObservationError(TrebiError, ValueError):
     """An observation that does not fit the agent's observation space."""
 

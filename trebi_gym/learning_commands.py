@@ -9,7 +9,7 @@ import tyro
 
 from trebi_gym.errors import ConfigError
 from trebi_gym.files import check_writable
-from trebi_gym.terminal import learn_with_checkpoints
+from trebi_gym.terminal import learn_with_checkpoints, resolve_env
 
 T = TypeVar("T")
 Positional = Annotated[T, tyro.conf.Positional]
@@ -146,6 +146,66 @@ def learn_part(
         every=checkpoint_every,
         resume=resume,
     )
+    _say_written(loaded, target)
+
+
+def calibrate(
+    agent: Positional[Path],
+    env: str | None = None,
+    dataset: str | None = None,
+    risk: tuple[float, ...] = (0.05, 0.2),
+    budgets: tuple[float, ...] | None = None,
+    episodes: int = 100,
+    confidence: float = 0.95,
+    seed: int = 1_000_000,
+    output: Path | None = None,
+    n_envs: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Find out what budgets must be planned as, so that episodes keep them at a stated risk; kept in the agent's file.
+
+    What is finished is kept beside the file: the same command goes on after a crash.
+
+    Args:
+        agent: the agent's file.
+        env: the environment's id; default: the one that the data came from.
+        dataset: held-out episodes instead of an environment; they promise nothing of what the agent chooses.
+        risk: the first is the agent's own from here on, all must be supported by the episodes.
+        budgets: to plan for; default: 17, from 0 over 1.25 times the data's maximum to no limit.
+        episodes: for each of them; 59 can support risk 0.05.
+        confidence: of the guarantee.
+        seed: of the first episode; evaluate with others.
+        output: the file of the calibrated agent; default: the agent's own.
+        n_envs: environments at once; default: all episodes, 100 at the most.
+        device: auto, cpu, cuda, ...
+    """
+    from trebi_gym.agents import TREBIAgent
+    from trebi_gym.describe import describe_calibration
+
+    loaded = TREBIAgent.load(agent, device=device)
+    target = _zip(output or agent)
+    check_writable(target)
+    if dataset is not None:
+        if env is not None:
+            raise ConfigError("give --env or --dataset, not both")
+        loaded.calibrate(dataset=dataset, risk=risk)
+        keep = None
+    else:
+        keep = target.with_name(target.stem + ".calibration.json")
+        loaded.calibrate(
+            env or resolve_env(loaded),
+            risk=risk,
+            budgets=budgets,
+            episodes=episodes,
+            confidence=confidence,
+            n_envs=n_envs,
+            keep=keep,
+            seed=seed,
+        )
+    loaded.save(target)
+    if keep is not None:
+        keep.unlink(missing_ok=True)
+    print("\n".join(describe_calibration(loaded, risk)))
     _say_written(loaded, target)
 
 

@@ -160,7 +160,8 @@ def test_the_first_action_is_that_of_the_best_plan(tiny_agent):
     plan = tiny_agent.plan(MANY, [5.0, 20.0, 60.0])
     np.testing.assert_array_equal(action, np.clip(plan.actions[:, 0, 0], -2.0, 2.0))
     np.testing.assert_array_equal(state.costs, plan.costs[:, 0])
-    np.testing.assert_array_equal(state.feasible, plan.feasible[:, 0])
+    np.testing.assert_array_equal(state.least, plan.costs.min(axis=1))
+    np.testing.assert_array_equal(state.costs <= state.budgets, plan.feasible[:, 0])
 
 
 def test_a_control_interval_executes_a_plan_before_the_next_is_made(agent):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents.inputs import continued, critic_budgets, parse_request
+from trebi_gym.agents.inputs import critic_budgets, parse_request
+from trebi_gym.agents.state import continued
 from trebi_gym.agents.units import constant_rule, geometric_sum, remaining_rule
 from trebi_gym.budget import Budget
 from trebi_gym.errors import BudgetError, ObservationError
@@ -167,7 +168,10 @@ def test_overspent_and_endless_budgets_stay_so_under_both_rules():
 
 def budgets_of(budget, rule, factor=0.336, steps_left=50.0):
     request = parse_request(ONE, budget, 3)
-    return critic_budgets(request, np.array([steps_left]), rule=rule, cost_discount=0.99, factor=factor)[0]
+    left = np.array([steps_left])
+    return critic_budgets(
+        request.remaining, request.discounts, left, rule=rule, cost_discount=0.99, factor=factor
+    )[0]
 
 
 def test_the_constant_rule_multiplies_an_undiscounted_budget_whatever_is_left_of_the_episode():
@@ -192,7 +196,14 @@ def test_the_constant_rule_refuses_a_third_discount():
 def test_budgets_of_several_discounts_are_each_turned_by_their_own():
     budgets = [Budget(10.0), Budget(10.0, discount=0.99), Budget(10.0, discount=0.9)]
     request = parse_request(MANY[:3], budgets, 3)
-    found = critic_budgets(request, np.full(3, 20.0), rule="remaining", cost_discount=0.99, factor=None)
+    found = critic_budgets(
+        request.remaining,
+        request.discounts,
+        np.full(3, 20.0),
+        rule="remaining",
+        cost_discount=0.99,
+        factor=None,
+    )
     expected = [remaining_rule(np.array([10.0]), np.array([20.0]), 0.99, d)[0] for d in (1.0, 0.99, 0.9)]
     np.testing.assert_allclose(found, expected)
 

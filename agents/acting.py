@@ -1,0 +1,129 @@
+"""A decision: what may be spent, the best plan within it, and its first action."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.agents.calibration import AnyCalibration, check_share
+from trebi_gym.agents.checked import plain
+from trebi_gym.agents.inputs import Request, check_actions, parse_request, planning_budgets
+from trebi_gym.agents.state import PlanState, continued, hold_back
+from trebi_gym.agents.units import geometric_sum
+from trebi_gym.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from trebi_gym.agents.trebi import TREBIAgent
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+
+def decide(
+    agent: TREBIAgent,
+    request: Request,
+    state: PlanState | None,
+    episode_start: Array | None,
+    deterministic: bool,
+    risk: float | None,
+) -> tuple[npt.NDArray[np.float32], PlanState]:
+    """Return actions and the next state; see ``TREBIAgent.predict``."""
+    planner, task = agent.ready()
+    environments = len(request.observations)
+    interval = agent.config.planner.control_interval
+    state = continued(state, episode_start, environments, interval, task.action_size)
+    steps_left = request.count_steps_left(task.episode_length, state.step)
+    if risk is not None:
+        check_calibrated(agent, risk)
+    steps = np.where(request.steps >= 0, request.steps, task.episode_length - steps_left)
+    reserve = hold_back(state, request, steps, agent.calibration, risk)
+    due = state.position >= interval
+    if due.any():
+        limits, thresholds = planning_budgets(request, steps_left, agent.config, task.budget_factor, reserve)
+        found = planner.search(
+            request.observations[due], thresholds[due], steps_left[due], agent.noise(deterministic)
+        )
+        state.actions[due] = check_actions(planner.best_actions(found, interval))
+        state.rewards[due], state.costs[due] = planner.best_scores(found)
+        state.least[due] = found.costs.amin(dim=1).cpu().numpy()
+        state.budgets[due], state.limits[due] = thresholds[due], limits[due]
+        state.position[due] = 0
+    actions = state.actions[np.arange(environments), state.position]
+    state.position += 1
+    state.step = (task.episode_length - steps_left).astype(np.int64) + 1
+    assert agent.action_space is not None
+    actions = np.clip(actions, agent.action_space.low.ravel(), agent.action_space.high.ravel())
+    actions = actions.reshape(environments, *agent.action_space.shape).astype(np.float32)
+    return (actions[0] if request.single else actions), state
+
+
+def check_calibrated(agent: TREBIAgent, risk: float) -> AnyCalibration:
+    """Return the agent's calibration, if it still holds for how the agent is set.
+
+    Raises:
+        CalibrationError: it is not calibrated, or its planner was set otherwise since.
+    """
+    check_share(risk, "risk")
+    if agent.calibration is None:
+        raise CalibrationError(
+            f"risk {risk:g} was asked for, but the agent is not calibrated; call calibrate(env_id) or run trebi calibrate"
+        )
+    now, then = plain(agent.config.planner), agent.calibration.planner
+    changed = [
+        f"{name} was {then.get(name)!r}, is {value!r}"
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+    if changed:
+        raise CalibrationError(
+            f"the planner was set otherwise when the agent was calibrated: {'; '.join(changed)}; calibrate again, "
+            "or set it back with set_planner"
+        )
+    return agent.calibration
+
+
+def least_budgets(agent: TREBIAgent, request: Request, repeats: int) -> Floats:
+    """Return the least undiscounted cost (E,) that any candidate is predicted to have, planned for at budget 0."""
+    planner, task = agent.ready()
+    steps_left = request.count_steps_left(task.episode_length, None)
+    nothing = np.zeros(len(steps_left))
+    least = np.full(len(steps_left), math.inf)
+    for _ in range(repeats):
+        found = planner.search(request.observations, nothing, steps_left, agent.noise(False))
+        least = np.minimum(least, found.costs.amin(dim=1).cpu().numpy())
+    discount = agent.config.cost_discount
+    if agent.config.planner.budget_rule == "remaining":
+        factor: Any = geometric_sum(discount, steps_left) / steps_left
+    else:
+        factor = 1.0 if discount == 1.0 else task.budget_factor
+    return np.asarray(np.maximum(least, 0.0) / factor, dtype=np.float64)
+
+
+class AtRisk:
+    """An agent as a policy that is asked for one risk, whatever the agent's own is; None for no calibration."""
+
+    def __init__(self, agent: TREBIAgent, risk: float | None) -> None:
+        self._agent, self._risk = agent, risk
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed what the agent draws."""
+        self._agent.set_random_seed(seed)
+
+    def predict(
+        self,
+        observation: Any,
+        state: PlanState | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        *,
+        budget: Any,
+    ) -> tuple[npt.NDArray[np.float32], PlanState]:
+        """Return actions and the next state; see ``TREBIAgent.predict``."""
+        request = parse_request(observation, budget, self._agent.ready()[1].observation_size)
+        return decide(self._agent, request, state, episode_start, deterministic, self._risk)
+
+    def __repr__(self) -> str:
+        return repr(self._agent)

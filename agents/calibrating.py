@@ -1,0 +1,291 @@
+"""Calibrating an agent: in closed loop, cell by cell so that a killed run goes on, or on held-out episodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from trebi_gym.agents.acting import AtRisk, check_calibrated, least_budgets
+from trebi_gym.agents.calibration import (
+    AnyCalibration,
+    Calibration,
+    check_share,
+    needed_episodes,
+)
+from trebi_gym.agents.checked import plain
+from trebi_gym.agents.held_out import on_held_out
+from trebi_gym.agents.inputs import parse_request
+from trebi_gym.agents.models import PARTS
+from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.datasets import load as load_dataset
+from trebi_gym.errors import CalibrationError
+from trebi_gym.files import replacing
+from trebi_gym.rollout import make_envs, rollout
+
+if TYPE_CHECKING:
+    from trebi_gym.agents.trebi import TREBIAgent
+
+STEPS = 12
+"""Planned budgets up to the maximum, evenly spaced; three more above it."""
+
+FIRST_SEED = 1_000_000
+"""Of calibration episodes, far from the seeds that evaluations count from."""
+
+
+def default_budgets(agent: TREBIAgent) -> list[float]:
+    """Return the budgets to plan for: 0, steps up to 1.25 times the maximum of the agent's data, and no limit.
+
+    Raises:
+        CalibrationError: the data give no maximum.
+    """
+    maximum = agent.learned_from.get("maximum_budget")
+    if not maximum:
+        raise CalibrationError(
+            "the agent's data give no maximum budget to choose planned budgets by; pass budgets=[...]"
+        )
+    return [maximum * step / STEPS for step in range(STEPS + 4)] + [math.inf]
+
+
+def in_closed_loop(
+    agent: TREBIAgent,
+    env_id: str,
+    *,
+    risks: Sequence[float],
+    budgets: Sequence[float] | None,
+    episodes: int,
+    confidence: float,
+    seed: int,
+    discount: float,
+    n_envs: int | None,
+    progress_bar: bool,
+    keep: str | os.PathLike[str] | None,
+) -> Calibration:
+    """Run the episodes; see ``TREBIAgent.calibrate``."""
+    agent.ready()
+    planned = sorted(
+        {check_budget(value) for value in default_budgets(agent)}
+        if budgets is None
+        else {check_budget(value) for value in budgets}
+    )
+    if not planned:
+        raise CalibrationError("budgets to plan for must not be empty; None takes steps up to the maximum")
+    if not is_whole(episodes) or episodes < 1:
+        raise CalibrationError(f"episodes must be a whole number of at least 1; got {episodes!r}")
+    least = max(needed_episodes(risk, check_share(confidence, "confidence")) for risk in risks)
+    if episodes < least:
+        raise CalibrationError(
+            f"risk {min(risks):g} at confidence {confidence:g} needs at least {least} episodes for each planned budget, "
+            f"even if none of them breaks its budget; got episodes={episodes}"
+        )
+    if not 0 <= seed < 2**62:
+        raise CalibrationError(f"the seed must be at least 0 and below 2**62; got {seed}")
+    request = {
+        "env_id": env_id,
+        "planned": [value if math.isfinite(value) else None for value in planned],
+        "episodes": int(episodes),
+        "seed": int(seed),
+        "discount": Budget(0.0, discount).discount,
+        "planner": plain(agent.config.planner),
+        "models": fingerprint(agent),
+    }
+    cells = _kept(keep, request)
+    envs = make_envs(env_id, n_envs or min(int(episodes), 100))
+    try:
+        limit = getattr(envs.spec, "max_episode_steps", None)
+        total = None if limit is None else limit * episodes * len(planned)
+        with tqdm(total=total, disable=not progress_bar, unit="step", desc="calibrating") as bar:
+            for index, budget in enumerate(planned):
+                if str(index) not in cells:
+                    cells[str(index)] = _cell(agent, envs, budget, int(episodes), seed, index, discount, bar)
+                    if keep is not None:
+                        with replacing(keep) as temporary:
+                            temporary.write_text(json.dumps({"request": request, "cells": cells}))
+                elif limit is not None:
+                    bar.update(limit * episodes)
+    finally:
+        envs.close()
+    rows = [cells[str(index)] for index in range(len(planned))]
+    return Calibration(
+        planned=tuple(planned),
+        costs=tuple(tuple(row["costs"]) for row in rows),
+        returns=tuple(row["return"] for row in rows),
+        env_id=env_id,
+        planner=plain(agent.config.planner),
+        confidence=float(confidence),
+        discount=float(discount),
+        seed=int(seed),
+        greatest_step_cost=max(row["greatest_step_cost"] for row in rows),
+    )
+
+
+def _cell(
+    agent: TREBIAgent,
+    envs: Any,
+    budget: float,
+    episodes: int,
+    seed: int,
+    index: int,
+    discount: float,
+    bar: Any,
+) -> dict[str, Any]:
+    """Run the episodes of one planned budget."""
+    agent.set_random_seed(seed + index)
+    costs, returns, greatest = np.zeros(episodes), np.zeros(episodes), 0.0
+    seeds = [seed + episode for episode in range(episodes)]
+    jobs = [Budget(budget, discount)] * episodes
+    for step in rollout(AtRisk(agent, None), envs, budgets=jobs, seed=seeds):
+        bar.update(int(step.active.sum()))
+        for row in np.flatnonzero(step.active):
+            job = int(step.episode[row])
+            returns[job] += step.rewards[row]
+            greatest = max(greatest, float(step.costs[row]))
+            costs[job] = step.budgets_after[row].spent
+    return {
+        "costs": costs.tolist(),
+        "return": float(returns.mean()),
+        "greatest_step_cost": greatest,
+    }
+
+
+def _kept(keep: str | os.PathLike[str] | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells that an interrupted run of the same request left.
+
+    Raises:
+        CalibrationError: the file is of another request, or no such file.
+    """
+    if keep is None or not Path(keep).exists():
+        return {}
+    try:
+        document = json.loads(Path(keep).read_text())
+        before, cells = document["request"], dict(document["cells"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(
+            f"{keep} is not what an interrupted calibration leaves: {error!r}; delete it"
+        ) from error
+    differing = [name for name in request if before.get(name) != request[name]]
+    if differing:
+        raise CalibrationError(
+            f"{keep} is left from a calibration with other {', '.join(differing)}; delete it to start anew"
+        )
+    return cells
+
+
+def fingerprint(agent: TREBIAgent) -> str:
+    """Return a mark of the agent's weights."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        for name, value in sorted(agent.models[part].state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Calibrates:
+    """What an agent can be asked about risk; ``TREBIAgent`` derives from it."""
+
+    calibration: AnyCalibration | None = None
+    risk: float | None = None
+
+    def calibrate(
+        self,
+        env_id: str | None = None,
+        *,
+        dataset: EpisodeDataset | str | os.PathLike[str] | None = None,
+        risk: float | Sequence[float] = 0.05,
+        budgets: Sequence[float] | None = None,
+        episodes: int = 100,
+        confidence: float = 0.95,
+        seed: int = FIRST_SEED,
+        discount: float = 1.0,
+        n_envs: int | None = None,
+        progress_bar: bool = True,
+        keep: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Find out what each budget must be planned as, so that an episode breaks it with at most the asked risk.
+
+        With an environment, episodes are run under every planned budget: ``agents.calibration.Calibration`` tells what
+        that guarantees, and of what. With a data set of episodes that were not learned from, only the critic's error on
+        those is known, and nothing is guaranteed: ``HeldOutCalibration``. The result is kept in the agent's file, holds
+        for every risk that the episodes support, and serves until the agent learns anew or plans otherwise.
+
+        Args:
+            env_id: of the environment, with ``info["cost"]``.
+            dataset: instead of an environment.
+            risk: the greatest chance of an episode over its budget. The first is ``agent.risk`` from here on.
+            budgets: to plan for; None: 17, from 0 over 1.25 times the data's maximum to no limit.
+            episodes: for each of them.
+            confidence: of the guarantee.
+            seed: of the first episode's environment; evaluate with others.
+            discount: of the budgets.
+            n_envs: environments at once; None: as many as episodes, at most 100.
+            progress_bar: show one.
+            keep: a file for what is finished, from which the same call goes on after a crash.
+
+        Raises:
+            CalibrationError: the episodes cannot support the risk, or there is nothing to calibrate on.
+        """
+        agent = _agent(self)
+        risks = [check_share(value, "risk") for value in (risk if isinstance(risk, Sequence) else [risk])]
+        if (env_id is None) == (dataset is None) or not risks:
+            raise CalibrationError(
+                "calibrate needs an environment's id or dataset=..., one of them, and a risk"
+            )
+        if dataset is not None:
+            held = dataset if isinstance(dataset, EpisodeDataset) else load_dataset(dataset)
+            self.calibration = on_held_out(agent, held, risks)
+        else:
+            self.calibration = in_closed_loop(
+                agent,
+                str(env_id),
+                risks=risks,
+                budgets=budgets,
+                episodes=episodes,
+                confidence=confidence,
+                seed=seed,
+                discount=discount,
+                n_envs=n_envs,
+                progress_bar=progress_bar,
+                keep=keep,
+            )
+        self.risk = risks[0]
+        return self
+
+    def set_risk(self, risk: float | None) -> Self:
+        """Set the risk that ``predict`` takes where it is told none; None for budgets as the planner keeps them by itself.
+
+        Raises:
+            CalibrationError: the agent is not calibrated, or its calibration cannot support the risk.
+        """
+        if risk is not None:
+            check_calibrated(_agent(self), risk).planned_for(np.zeros(1), risk)
+        self.risk = risk
+        return self
+
+    def smallest_budget(self, observation: Any, *, step: int = 0, repeats: int = 4) -> Any:
+        """Return the least that the rest of an episode is predicted to cost from here: () or (E,), undiscounted.
+
+        The least prediction among plans that are made for budget 0. What a whole episode can be held to at a risk is
+        ``calibration.smallest_budget(risk)``.
+
+        Args:
+            observation: (O,) or (E, O).
+            step: steps taken in the episode.
+            repeats: times that candidates are drawn.
+        """
+        agent = _agent(self)
+        request = parse_request(observation, Budget(0.0, step=step), agent.ready()[1].observation_size)
+        least = least_budgets(agent, request, repeats)
+        return float(least[0]) if request.single else least
+
+
+def _agent(self: Calibrates) -> TREBIAgent:
+    return cast("TREBIAgent", self)

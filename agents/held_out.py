@@ -1,0 +1,52 @@
+"""Calibrating without an environment: what logged episodes, which nothing was learned from, cost beyond prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from trebi_gym.agents.calibration import HeldOutCalibration
+from trebi_gym.agents.checked import plain
+from trebi_gym.agents.models import described, make_windows
+from trebi_gym.agents.units import geometric_sum
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from trebi_gym.agents.trebi import TREBIAgent
+
+
+def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[float]) -> HeldOutCalibration:
+    """Compare logged episodes' costs with what the critic says at their start; see ``TREBIAgent.calibrate``.
+
+    Raises:
+        CalibrationError: the agent learned from these episodes, or they are too few.
+    """
+    _, task = agent.ready()
+    now = described(dataset)
+    if all(agent.learned_from.get(key) == now.get(key) for key in ("name", "episodes", "steps", "split")):
+        raise CalibrationError(
+            f"the agent learned from these {len(dataset)} episodes, so they tell nothing of its error on others; learn "
+            "from one part and calibrate on the other: learned, held_out = dataset.split(0.2)"
+        )
+    windows = make_windows(dataset, agent.config, task, agent.device)
+    first = torch.nonzero(windows.steps_left == windows.steps_left.max())[:, 0]
+    window = windows[first]
+    level = torch.zeros(len(first), dtype=torch.long, device=agent.device)
+    with torch.no_grad():
+        left = torch.full((len(first),), float(task.episode_length), device=agent.device)
+        predicted = agent.models["cost_critic"](window.trajectory, level, left).double().cpu().numpy()
+    length = np.full(len(first), float(task.episode_length))
+    undiscounted = predicted * length / geometric_sum(agent.config.cost_discount, length)
+    result = HeldOutCalibration(
+        excesses=tuple((dataset.episode_costs - undiscounted).tolist()),
+        dataset=str(dataset.metadata.get("name")),
+        planner=plain(agent.config.planner),
+        greatest_step_cost=float(dataset.costs.max()),
+    )
+    for risk in risks:
+        result.reserve(risk)
+    return result

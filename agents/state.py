@@ -1,0 +1,162 @@
+"""What an agent keeps between two decisions, and what it holds back of each budget to keep it at the asked risk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trebi_gym.agents.calibration import AnyCalibration
+from trebi_gym.agents.inputs import Request
+from trebi_gym.errors import CalibrationError, ObservationError
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class PlanState:
+    """What planning keeps between two steps of E environments; hand it back to the next ``predict``."""
+
+    step: npt.NDArray[np.int64]  # (E,) steps taken in the running episode
+    actions: npt.NDArray[np.float32]  # (E, K, A) actions of the last plans that may still be executed
+    position: npt.NDArray[np.int64]  # (E,) how many of them have been
+    rewards: npt.NDArray[np.float32]  # (E,) what the last plan is predicted to earn
+    costs: npt.NDArray[np.float32]  # (E,) what it is predicted to cost, in the critic's units
+    budgets: npt.NDArray[np.float32]  # (E,) what planning was allowed to spend, in the same units
+    limits: npt.NDArray[np.float32]  # (E,) what was left of the budget, in the same units
+    least: npt.NDArray[np.float32]  # (E,) the least predicted cost of any candidate
+    reserve: Floats  # (E,) held back of the budget for the risk, in units of step 0; negative where more can be planned for
+    certified: npt.NDArray[np.bool_]  # (E,) whether the calibration's guarantee covers this episode's budget
+    told: Floats  # (E,) what was left of the budget at the last decision; NaN before the first
+    totals: Floats  # (E,) of the last Budget; NaN where it was told as a number
+    risks: Floats  # (E,) that the reserve was settled for; NaN for none
+
+    @property
+    def feasible(self) -> npt.NDArray[np.bool_]:
+        """(E,) whether any candidate was predicted to keep the budget, margin and reserve left aside."""
+        kept: npt.NDArray[np.bool_] = self.least <= self.limits
+        return kept
+
+    @property
+    def margin(self) -> npt.NDArray[np.float32]:
+        """(E,) by how much the cheapest candidate keeps the budget, in the critic's units; negative if none does."""
+        margin: npt.NDArray[np.float32] = self.limits - self.least
+        return margin
+
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> PlanState:
+        """Return the state of some of the environments only."""
+        return PlanState(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+
+def fresh(environments: int, interval: int, action_size: int) -> PlanState:
+    """Return the state at the start of an episode."""
+    floats = {
+        name: np.zeros(environments, dtype=np.float32)
+        for name in ("rewards", "costs", "budgets", "limits", "least")
+    }
+    return PlanState(
+        step=np.zeros(environments, dtype=np.int64),
+        actions=np.zeros((environments, interval, action_size), dtype=np.float32),
+        position=np.full(environments, interval, dtype=np.int64),
+        **floats,
+        reserve=np.zeros(environments),
+        certified=np.zeros(environments, dtype=np.bool_),
+        told=np.full(environments, np.nan),
+        totals=np.full(environments, np.nan),
+        risks=np.full(environments, np.nan),
+    )
+
+
+def continued(
+    state: PlanState | None, episode_start: Array | None, environments: int, interval: int, action_size: int
+) -> PlanState:
+    """Return a state of its own for the next decision: fresh, or the given one with new episodes started.
+
+    Raises:
+        ObservationError: the state belongs to another number of environments.
+    """
+    if state is not None and not isinstance(state, PlanState):
+        raise ObservationError(
+            f"state must be what the last predict returned, or None; got {type(state).__name__}"
+        )
+    if state is not None and len(state.step) != environments:
+        raise ObservationError(
+            f"the state belongs to {len(state.step)} environments, but {environments} observations were given; "
+            "pass state=None when the number of environments changes"
+        )
+    started = np.zeros(environments, dtype=np.bool_)
+    if episode_start is not None:
+        given = np.asarray(episode_start, dtype=np.bool_)
+        if given.size not in (1, environments):
+            raise ObservationError(
+                f"episode_start must hold one value for each of {environments} environments; got {given.size}"
+            )
+        started = np.broadcast_to(given.reshape(-1), (environments,))
+    result = fresh(environments, interval, action_size)
+    if state is None:
+        return result
+    # plans for another number of steps cannot be gone on with
+    kept = {"actions", "position"} if state.actions.shape[1] != interval else set()
+    for item in fields(PlanState):
+        if item.name not in kept:
+            getattr(result, item.name)[~started] = getattr(state, item.name)[~started]
+    return result
+
+
+def hold_back(
+    state: PlanState, request: Request, steps: Floats, calibration: AnyCalibration | None, risk: float | None
+) -> Floats | None:
+    """Return what to hold back of each budget (E,) at the present step, and note it in the state.
+
+    It is settled when an episode starts or its budget is changed, for the budget as it is then, and stays until the next
+    change. A ``Budget`` tells a change by its total; a number, by having risen, or fallen by more than any step cost in
+    calibration.
+
+    Args:
+        state: is changed.
+        request: the budgets.
+        steps: (E,) taken in the running episode.
+        calibration: of the agent.
+        risk: asked for; None holds nothing back.
+
+    Raises:
+        CalibrationError: the agent is not calibrated, or not for budgets of this discount or this risk.
+    """
+    if risk is None:
+        state.reserve[:], state.certified[:], state.told[:], state.risks[:] = 0.0, False, np.nan, np.nan
+        return None
+    if calibration is None:
+        raise CalibrationError(
+            f"risk {risk!r} was asked for, but the agent is not calibrated; call calibrate(env_id) or run trebi calibrate"
+        )
+    foreign = request.discounts[request.discounts != calibration.discount]
+    if len(foreign):
+        raise CalibrationError(
+            f"the agent is calibrated for budgets of discount {calibration.discount:g}; got one of discount {foreign[0]:g}"
+        )
+    new = np.isnan(state.told) | (state.risks != risk)
+    counted = ~np.isnan(request.totals)
+    slack = 1e-9 * np.maximum(1.0, np.abs(np.where(np.isfinite(state.told), state.told, 0.0)))
+    with np.errstate(invalid="ignore"):
+        moved = np.where(
+            counted,
+            ~np.isclose(request.totals, state.totals, rtol=1e-9, atol=0.0),
+            (request.remaining > state.told + slack)
+            | (request.remaining < state.told - calibration.greatest_step_cost - slack),
+        )
+    due = new | moved
+    if due.any():
+        # a Budget that has not changed is that of the whole episode, wherever it is met first
+        whole = new & counted
+        budgets = np.where(whole, request.totals, request.remaining)[due]
+        planned, certified = calibration.planned_for(np.maximum(budgets, 0.0), risk)
+        with np.errstate(invalid="ignore"):
+            reserve = np.where(np.isinf(budgets), 0.0, np.maximum(budgets, 0.0) - planned)
+        scale = np.where(whole, 1.0, calibration.discount**steps)[due]
+        state.reserve[due] = reserve * scale
+        state.certified[due] = certified & (whole | (new & (steps == 0)))[due]
+    state.told, state.totals, state.risks[:] = request.remaining.copy(), request.totals.copy(), risk
+    return np.asarray(state.reserve / calibration.discount**steps)
