@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.made
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format types bench docs clean
+.PHONY: demo test test-slow lint format types bench results docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=path")'
@@ -21,6 +21,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/trebi bench --output runs/bench.json
+
+results: $(STAMP)
+	$(BIN)/python -m trebi_gym.results
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

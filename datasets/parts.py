@@ -23,12 +23,7 @@ from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.native_hdf5 import NativeHDF5
 from trebi_gym.errors import DatasetError
-from trebi_gym.files import replacing
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from trebi_gym.files import lock, replacing
 
 REQUEST, STATE, LOCK = "request.json", "state.json", "lock"
 OURS = (REQUEST, STATE, LOCK, "part-*.hdf5", "state-*.safetensors", "whole.*", "run", ".*.tmp.*")
@@ -192,16 +187,10 @@ def _locked(folder: Path) -> IO[str]:
     Raises:
         DatasetError: another process holds it.
     """
-    lock = (folder / LOCK).open("w")
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise DatasetError(
-                f"another process is building in {folder}: wait for it, or choose another place"
-            ) from error
-    return lock
+    held = lock(folder / LOCK)
+    if held is None:
+        raise DatasetError(f"another process is building in {folder}: wait for it, or choose another place")
+    return held
 
 
 def _empty(folder: Path) -> None:

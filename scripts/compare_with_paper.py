@@ -17,6 +17,7 @@ from trebi_gym.agents.presets import preset
 from trebi_gym.datasets.recipes import RECIPES
 from trebi_gym.evaluation import evaluate_episodes
 from trebi_gym.records import EpisodeRecord, Evaluation, bootstrap_interval, format_table
+from trebi_gym.result_plan import reduced_paper
 from trebi_gym.terminal import learn_with_checkpoints, partial_file, run
 
 DATASET = "SafePendulum-medium-replay-v0"
@@ -44,20 +45,11 @@ class Arguments:
     """Folder of agents and cells."""
 
 
-def paper_config(arguments: Arguments) -> TREBIConfig:
-    """Return the paper's preset, learned for fewer updates, of 64 windows at once in the place of 2 x 32."""
-    update = {"batch_size": 64, "accumulation": 1}
-    return preset("toy_safe_env").replace(
-        denoiser_training={"steps": arguments.diffusion_updates, **update},
-        critic_training={"steps": arguments.critic_updates, **update},
-        planner={"candidates": arguments.candidates},
-    )
-
-
 def main(arguments: Arguments) -> None:
     """Learn, run, and print how they compare."""
     arguments.output.mkdir(parents=True, exist_ok=True)
-    agents = {"paper": _learned(arguments, "paper", paper_config(arguments), 0)}
+    paper = reduced_paper(arguments.diffusion_updates, arguments.critic_updates, arguments.candidates)
+    agents = {"paper": _learned(arguments, "paper", paper, 0)}
     agents |= {
         f"fast-{seed}": _learned(arguments, f"fast-{seed}", preset("fast"), seed) for seed in arguments.seeds
     }

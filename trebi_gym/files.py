@@ -9,8 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from trebi_gym.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -89,3 +95,20 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def lock(path: str | os.PathLike[str]) -> IO[str] | None:
+    """Return an open file that no other process holds, or None where one does.
+
+    The system lets go of it when it is closed or the process ends, however it ends. Where the system has no such locks it
+    is never held.
+    """
+    target = Path(path)
+    held = target.open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            held.close()
+            return None
+    return held

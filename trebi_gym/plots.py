@@ -19,6 +19,8 @@ from trebi_gym.files import replacing
 from trebi_gym.records import Evaluation
 
 COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#8d6b2f")
+METHOD_COLOURS = (*COLOURS, "#c27ba0", "#4d4d4d")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def plot_budgets(
@@ -139,6 +141,67 @@ def plot_episodes(
         figure.savefig(temporary, dpi=140)
 
 
+def plot_methods(
+    methods: Mapping[str, Sequence[Evaluation] | None], path: str | os.PathLike[str], *, title: str = ""
+) -> None:
+    """Draw mean return and mean cost / budget against budget, one line a method, with 95% intervals.
+
+    Args:
+        methods: by name, one evaluation for each budget, which must be above zero; None or nothing for a method that is
+            not drawn. Names keep their colour and marker whether or not others are drawn.
+        path: of the picture; its ending gives the format (png, pdf, svg).
+        title: above the picture.
+
+    Raises:
+        TrebiError: the ending is no picture format, or there is nothing to draw.
+    """
+    target = _picture(path)
+    drawn = {name: [each.summary() for each in found] for name, found in methods.items() if found}
+    if not drawn:
+        raise TrebiError("there is no evaluation to draw")
+    figure = Figure(figsize=(11, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    returns, costs = figure.subplots(1, 2)
+    budgets = sorted({summary.budget for found in drawn.values() for summary in found})
+    # side by side, since intervals that lie on one another cannot be read
+    width = 0.5 * min((b - a for a, b in itertools.pairwise(budgets)), default=budgets[0])
+    places = (np.arange(len(methods)) - (len(methods) - 1) / 2) * width / len(methods)
+    for place, colour, marker, name in zip(
+        places, itertools.cycle(METHOD_COLOURS), itertools.cycle(MARKERS), methods, strict=False
+    ):
+        found = drawn.get(name, [])
+        if not found:
+            continue
+        at = [summary.budget + place for summary in found]
+        _errors(
+            returns,
+            at,
+            [s.return_mean for s in found],
+            [s.return_interval for s in found],
+            colour,
+            name,
+            marker,
+        )
+        shares = [(s.cost_interval[0] / s.budget, s.cost_interval[1] / s.budget) for s in found]
+        _errors(costs, at, [s.cost_per_budget for s in found], shares, colour, name, marker)
+    costs.axhline(1.0, color="0.35", linestyle="--", linewidth=1)
+    costs.annotate(
+        "budget", (1.0, 1.0), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom"
+    )
+    returns.set(xlabel="budget", ylabel="return of the episode, mean", xticks=budgets)
+    costs.set(xlabel="budget", ylabel="cost / budget, mean", xticks=budgets)
+    costs.set_ylim(bottom=min(0.0, costs.get_ylim()[0]))
+    for axes in (returns, costs):
+        axes.xaxis.set_major_formatter("{x:.4g}")
+        _plain(axes)
+    handles, labels = returns.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=140)
+
+
 def _picture(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -158,10 +221,13 @@ def _errors(
     intervals: Sequence[tuple[float, float]],
     colour: str,
     label: str,
+    marker: str = "o",
 ) -> None:
     # an interval of a single episode is NaN and draws nothing; rounding may not make one negative
     spread = [
         [np.maximum(mean - low, 0.0) for mean, (low, _) in zip(means, intervals, strict=True)],
         [np.maximum(high - mean, 0.0) for mean, (_, high) in zip(means, intervals, strict=True)],
     ]
-    axes.errorbar(budgets, means, yerr=spread, color=colour, marker="o", markersize=5, capsize=3, label=label)  # type: ignore[attr-defined]
+    axes.errorbar(
+        budgets, means, yerr=spread, color=colour, marker=marker, markersize=5, capsize=3, label=label
+    )  # type: ignore[attr-defined]

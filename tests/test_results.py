@@ -1,0 +1,428 @@
+"""``make results``: cells that are kept and checked, targets that are computed, and a page of whatever there is."""
+
+import dataclasses
+import json
+
+import pytest
+from test_plots_video import svg_texts
+from toy_envs import register_toy_envs
+
+from trebi_gym import result_cells, result_work
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents.cloning import TRAINING
+from trebi_gym.errors import ConfigError, DatasetError
+from trebi_gym.files import lock
+from trebi_gym.plots import plot_methods
+from trebi_gym.records import EpisodeRecord, Evaluation
+from trebi_gym.result_cells import Results, cell_path, part_path, settle, write_cell
+from trebi_gym.result_measures import best_episode, time_decisions
+from trebi_gym.result_page import write_page
+from trebi_gym.result_plan import METHODS, RATIOS, TASKS, Task, config_of, episodes_of, grid, reduced_paper
+from trebi_gym.result_targets import (
+    PENDULUM_RETURNS,
+    greatest_share,
+    return_verdicts,
+    risk_verdicts,
+    spending_verdicts,
+)
+from trebi_gym.results import Arguments, main
+
+register_toy_envs()
+
+NAME = "SafePendulum-medium-replay-v0"
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path, tiny_config):
+    """One task of six steps an episode, with tiny agents; returns how to run its stages."""
+    real = dict(TASKS)
+    TASKS.clear()
+    task = Task("ShortPendulum-v0", NAME, total_step=20_000, least_steps=20_000, preset=tiny_config)
+    TASKS["toy"] = task
+    monkeypatch.setattr(result_work, "TRAINING", dataclasses.replace(TRAINING, steps=3))
+
+    def run(*stages, **flags):
+        values = {
+            "seeds": (0,),
+            "episodes": 2,
+            "calibration_episodes": 59,
+            "decisions": 3,
+            "device": "cpu",
+            "tasks": ("toy",),
+        } | flags
+        main(
+            Arguments(
+                output=tmp_path / "cells", page=tmp_path / "docs" / "results.md", stages=stages, **values
+            )
+        )
+
+    yield run
+    TASKS.clear()
+    TASKS.update(real)  # not by monkeypatch, which would turn their order round
+
+
+@pytest.fixture
+def agents(tmp_path, tiny_agent):
+    """A folder with an agent that is learned already."""
+    tiny_agent.save(tmp_path / "agents" / "toy-0.zip")
+    return tmp_path / "agents"
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.json")}
+
+
+def test_every_stage_leaves_its_cells_and_a_second_run_keeps_them(toy, tmp_path, monkeypatch):
+    methods = ("calibrated-0.2", "uncalibrated", "cloning", "best-episode")
+    stages = ("data", "learn", "calibrate", "evaluate", "time", "page")
+    toy(*stages, methods=methods)
+    found = files(tmp_path / "cells")
+    cells = {f"toy/{key}/seed-0-ratio-{ratio:g}.json" for key in methods for ratio in RATIOS}
+    parts = {"data", "learn-toy-0", "calibrate-toy-0-calibrated", *(f"time-{key}" for key in methods[:3])}
+    assert set(found) == cells | {f"toy/{name}.json" for name in parts}
+    page = (tmp_path / "docs" / "results.md").read_bytes()
+
+    monkeypatch.setattr(result_work, "evaluate_budgets", None)
+    monkeypatch.setattr(TREBIAgent, "learn", None)
+    monkeypatch.setattr(TREBIAgent, "calibrate", None)
+    toy(*stages, methods=methods)
+    assert files(tmp_path / "cells") == found
+    assert (tmp_path / "docs" / "results.md").read_bytes() == page
+
+
+def test_a_cell_says_what_it_was_made_of(toy, agents, tmp_path, tiny_config):
+    toy("evaluate", methods=("uncalibrated",), agents=agents)
+    cell = result_cells.read_cell(cell_path(tmp_path / "cells", "toy", "uncalibrated", 0, 0.4))
+    assert [record.seed for record in cell.evaluation.records] == [50_000, 50_001]
+    assert {record.budget for record in cell.evaluation.records} == {24.0}
+    assert cell.request["config"] == json.loads(json.dumps(tiny_config.to_dict()))
+    assert len(cell.request["models"]) == 64
+    assert cell.made["seconds"] > 0 and cell.made["version"]
+
+
+def test_after_a_kill_only_what_was_not_finished_is_run(toy, agents, tmp_path, monkeypatch):
+    evaluate, calls = result_work.evaluate_budgets, []
+
+    def killed(*args, **kwargs):
+        calls.append(kwargs["budgets"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(result_work, "evaluate_budgets", killed)
+    with pytest.raises(KeyboardInterrupt):
+        toy("evaluate", methods=("uncalibrated",), agents=agents)
+    first = files(tmp_path / "cells")
+    assert len(first) == 2 and not list((tmp_path / "cells").rglob("*.tmp*"))
+    toy("evaluate", methods=("uncalibrated",), agents=agents)
+    assert calls[3:] == [[36.0], [48.0], [60.0]]
+    found = files(tmp_path / "cells")
+    assert len(found) == 5 and first.items() <= found.items()
+
+
+def test_a_cell_of_another_planner_is_refused_and_computed_anew_when_asked(toy, agents, tmp_path, tiny_agent):
+    toy("evaluate", methods=("uncalibrated",), agents=agents)
+    before = files(tmp_path / "cells")
+    TREBIAgent.load(agents / "toy-0.zip").set_planner(candidates=5).save(agents / "toy-0.zip")
+    with pytest.raises(ConfigError, match=r"config.planner.candidates was 8, is 5; --redo"):
+        toy("evaluate", methods=("uncalibrated",), agents=agents)
+    assert files(tmp_path / "cells") == before
+    toy("evaluate", methods=("uncalibrated",), agents=agents, redo=True)
+    cell = result_cells.read_cell(cell_path(tmp_path / "cells", "toy", "uncalibrated", 0, 1.0))
+    assert cell.request["config"]["planner"]["candidates"] == 5
+
+
+def test_a_cell_of_other_episodes_or_weights_is_refused(toy, agents, shipped_dataset, tiny_config):
+    toy("evaluate", methods=("uncalibrated",), agents=agents)
+    with pytest.raises(ConfigError, match="episodes was 2, is 3"):
+        toy("evaluate", methods=("uncalibrated",), agents=agents, episodes=3)
+    other = TREBIAgent(config=tiny_config, device="cpu", seed=0)
+    other.learn(shipped_dataset, total_steps=6, progress_bar=False).save(agents / "toy-0.zip")
+    with pytest.raises(ConfigError, match="models was"):
+        toy("evaluate", methods=("uncalibrated",), agents=agents)
+
+
+def test_an_agent_of_other_data_or_of_another_seed_is_refused(toy, agents, shipped_dataset, tiny_config):
+    other = TREBIAgent(config=tiny_config, device="cpu", seed=7)
+    other.learn(shipped_dataset.select(range(5)), total_steps=3, progress_bar=False).save(
+        agents / "toy-0.zip"
+    )
+    with pytest.raises(ConfigError, match=r"seed: 7, not 0; episodes in its data: 5, not 100"):
+        toy("evaluate", methods=("uncalibrated",), agents=agents)
+
+
+def test_an_agent_that_is_not_there_is_named_with_its_stage(toy):
+    with pytest.raises(ConfigError, match=r"toy-0.zip is not there; run --stages learn"):
+        toy("evaluate", methods=("uncalibrated",))
+
+
+def test_too_few_data_are_refused(toy):
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], least_steps=20_001)
+    with pytest.raises(DatasetError, match=r"at least 20001 steps.*has 20000"):
+        toy("data")
+
+
+def test_what_another_process_is_making_is_left_to_it(tmp_path):
+    path = tmp_path / "toy" / "cell.json"
+    (tmp_path / "toy" / "locks").mkdir(parents=True)
+    with lock(tmp_path / "toy" / "locks" / "cell.lock"):
+        assert settle(path, {"a": 1}, lambda: {}, device="cpu") == "busy"
+    assert not path.exists()
+    assert settle(path, {"a": (1, 2)}, lambda: {}, device="cpu") == "made"
+    assert settle(path, {"a": [1, 2]}, lambda: {}, device="cpu") == "kept"
+
+
+def test_a_file_that_is_no_cell_is_refused(tmp_path):
+    path = tmp_path / "pendulum" / "data.json"
+    path.parent.mkdir()
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match=r"data.json is no cell of the results"):
+        Results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tasks": ("cart",)}, "--tasks: there is no cart; there are toy"),
+        ({"methods": ("magic",)}, "there is no magic"),
+        ({"stages": ("lunch",)}, "there is no lunch"),
+        ({"seeds": (3,)}, "there is no 3; there are 0, 1, 2"),
+        ({"episodes": 0}, "--episodes must lie in 1 to 1000; got 0"),
+        ({"datasets": ("cart=x.hdf5",)}, "TASK=NAME_OR_FILE.*got cart"),
+        ({"datasets": ("toy",)}, "got toy"),
+    ],
+)
+def test_flags_that_cannot_be_followed_are_refused(toy, tmp_path, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        main(
+            Arguments(
+                output=tmp_path / "cells", page=tmp_path / "results.md", **({"tasks": ("toy",)} | flags)
+            )
+        )
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_the_best_episode_is_the_one_that_earns_most_within_the_budget(shipped_dataset):
+    (record,) = best_episode(shipped_dataset, 24.0).records
+    pairs = zip(shipped_dataset.episode_returns, shipped_dataset.episode_costs, strict=True)
+    assert record.episode_return == max(earned for earned, cost in pairs if cost <= 24.0)
+    assert record.cost <= 24.0 and record.remaining == 24.0 - record.cost
+    assert shipped_dataset.episode_costs[record.seed] == record.cost
+
+
+def test_where_no_episode_is_within_the_budget_cells_say_so(toy, tmp_path, shipped_dataset):
+    from trebi_gym.datasets import save
+
+    dear = shipped_dataset.select([int(i) for i in (shipped_dataset.episode_costs > 40).nonzero()[0]])
+    save(dear, tmp_path / "dear.hdf5")
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], least_steps=1)
+    flags = {"methods": ("cloning", "best-episode"), "datasets": (f"toy={tmp_path / 'dear.hdf5'}",)}
+    toy("data", "evaluate", "page", **flags)
+    for key in flags["methods"]:
+        cell = result_cells.read_cell(cell_path(tmp_path / "cells", "toy", key, 0, 0.2))
+        assert (
+            cell.evaluation is None and cell.found["refused"] == "no episode in the data is within the budget"
+        )
+        assert (
+            result_cells.read_cell(cell_path(tmp_path / "cells", "toy", key, 0, 1.0)).evaluation is not None
+        )
+    assert (
+        "|  | no episode in the data is within the budget (training seed 0) |"
+        in (tmp_path / "docs" / "results.md").read_text()
+    )
+
+
+def test_as_many_decisions_as_asked_are_timed_beyond_an_episodes_end(tiny_agent):
+    assert len(time_decisions(tiny_agent, "ShortPendulum-v0", 20.0, 7)) == 7
+
+
+def test_the_papers_cells_on_a_cpu_are_few_and_its_size_is_stated():
+    assert grid("pendulum", "paper-reduced") == [(0, 0.2), (0, 0.6), (0, 1.0)]
+    assert grid("hopper", "paper-reduced") == []
+    assert (
+        episodes_of("paper-reduced") == 6 and episodes_of("paper") == 20 and episodes_of("best-episode") == 1
+    )
+    assert len(grid("hopper", "paper")) == 15
+    assert reduced_paper().planner.sampler == "ddpm" and reduced_paper().planner.candidates == 64
+    assert config_of(TASKS["halfcheetah"], "paper").horizon == 4
+    assert config_of(TASKS["hopper"], "default").preset == "fast_long"
+
+
+def test_the_full_paper_is_left_out_without_a_gpu(toy, tmp_path, capsys):
+    toy("learn", "evaluate", methods=("paper",))
+    assert "full size: needs a GPU, left out" in capsys.readouterr().out
+    assert not files(tmp_path)
+
+
+# ---- made-up cells
+
+
+def records(budget, *, over=0, count=20, earned=200.0, spent=0.8):
+    """Episodes that cost a share of the budget, of which some cost 1 more than it."""
+    costs = [budget + 1.0 if index < over else spent * budget for index in range(count)]
+    return [
+        EpisodeRecord(budget, i, earned, cost, 9, budget - cost, cost <= budget)
+        for i, cost in enumerate(costs)
+    ]
+
+
+def put(
+    output,
+    task="pendulum",
+    method="calibrated-0.2",
+    ratio=0.2,
+    seed=0,
+    *,
+    refused=None,
+    certified=True,
+    **made,
+):
+    budget = 60.0 * ratio
+    evaluation = None if refused else json.loads(Evaluation(tuple(records(budget, **made))).to_json())
+    write_cell(
+        cell_path(output, task, method, seed, ratio),
+        {"method": method, "seed": seed, "ratio": ratio, "budget": budget, "models": f"m{seed}"},
+        {"evaluation": evaluation, "certified": certified, "refused": refused},
+        seconds=2.0,
+        device="cpu",
+    )
+
+
+def put_data(output, task, sides):
+    found = {"name": task, "steps": 100, "episodes": 10, "maximum_budget": 60.0, "rule": "made up"}
+    found |= {"returns": [0.0, 1.0], "costs": [0.0, 1.0], "build_seconds": 90.0}
+    found["sides"] = {f"{ratio:g}": list(pair) for ratio, pair in zip(RATIOS, sides, strict=True)}
+    write_cell(part_path(output, task, "data"), {}, found, seconds=1.0, device="cpu")
+
+
+def verdict(verdicts, name):
+    (found,) = [item for item in verdicts if item.name == name]
+    return found
+
+
+def test_the_share_up_to_which_a_risk_is_kept():
+    assert greatest_share(0.05) == pytest.approx(0.1051, abs=1e-4)
+    assert greatest_share(0.2) == pytest.approx(0.3012, abs=1e-4)
+
+
+def test_risks_are_met_and_missed_by_the_share_over_all_training_seeds(tmp_path):
+    for seed in range(3):
+        put(tmp_path, ratio=0.2, seed=seed, over=6)  # 18 of 60 are 0.300
+        put(tmp_path, ratio=0.4, seed=seed, over=6 + (seed == 0))  # 19 of 60 are 0.317
+        put(tmp_path, method="calibrated-0.05", ratio=0.2, seed=seed, over=6)
+        put(tmp_path, ratio=0.8, seed=seed, count=19)
+    put(tmp_path, ratio=0.6, seed=0)
+    found = risk_verdicts(Results(tmp_path))
+    assert len(found) == 2 * 5 * len(TASKS)
+    assert verdict(found, "pendulum, ratio 0.2, risk 0.2").status == "met"
+    missed = verdict(found, "pendulum, ratio 0.4, risk 0.2")
+    assert missed.status == "missed" and missed.said == "19 of 60 episodes over: 0.317, at most 0.301"
+    assert verdict(found, "pendulum, ratio 0.2, risk 0.05").status == "missed"
+    for ratio in ("0.6", "0.8", "1"):
+        assert verdict(found, f"pendulum, ratio {ratio}, risk 0.2").status == "not measured"
+
+
+def test_what_is_refused_or_not_certified_is_missed_unless_nothing_was_ever_feasible(tmp_path, monkeypatch):
+    for seed in range(3):
+        put(tmp_path, ratio=0.2, seed=seed, certified=seed != 1)
+        put(tmp_path, ratio=0.4, seed=seed, refused="too few episodes" if seed == 2 else None)
+        put(tmp_path, ratio=0.6, seed=seed)
+    found = risk_verdicts(Results(tmp_path))
+    first = verdict(found, "pendulum, ratio 0.2, risk 0.2")
+    assert (first.status, first.said) == ("missed", "0 of 60 episodes over; training seed 1: not certified")
+    second = verdict(found, "pendulum, ratio 0.4, risk 0.2")
+    assert second.status == "missed" and "training seed 2: too few episodes" in second.said
+    assert verdict(found, "pendulum, ratio 0.6, risk 0.2").status == "met"
+    monkeypatch.setattr(result_cells, "_feasible", lambda record: False)
+    found = risk_verdicts(Results(tmp_path))
+    assert verdict(found, "pendulum, ratio 0.2, risk 0.2").status == "excused"
+
+
+def test_what_is_spent_counts_where_the_data_hold_episodes_on_both_sides(tmp_path):
+    for task in TASKS:
+        put_data(tmp_path, task, [(0, 10), (3, 7), (5, 5), (9, 1), (10, 0)])
+        for seed in range(3):
+            for ratio in RATIOS:
+                low = task == "hopper" or (task == "reacher" and ratio == 0.4) or ratio in (0.2, 1.0)
+                put(tmp_path, task=task, ratio=ratio, seed=seed, spent=0.5 if low else 0.8)
+    whole, cells = spending_verdicts(Results(tmp_path))
+    assert len(cells) == 15
+    assert (whole.status, whole.said) == ("met", "11 of 15 measured cells (73%)")
+    assert [cell.name for cell in cells if cell.status == "missed"] == [
+        "reacher, ratio 0.4",
+        "hopper, ratio 0.4",
+        "hopper, ratio 0.6",
+        "hopper, ratio 0.8",
+    ]
+    for seed in range(3):
+        put(tmp_path, task="walker2d", ratio=0.4, seed=seed, spent=0.69)
+    assert spending_verdicts(Results(tmp_path))[0].status == "missed"
+    cell_path(tmp_path, "walker2d", "calibrated-0.2", 0, 0.4).unlink()
+    assert spending_verdicts(Results(tmp_path))[0].status == "not measured"
+
+
+def test_returns_of_the_pendulum_are_held_against_their_own_targets(tmp_path):
+    assert PENDULUM_RETURNS == {0.2: 145.0, 0.4: 155.0, 0.6: 165.0, 0.8: 172.0, 1.0: 178.0}
+    for seed in range(3):
+        put(tmp_path, ratio=0.2, seed=seed, earned=145.0)
+        put(tmp_path, ratio=0.4, seed=seed, earned=154.9)
+        put(tmp_path, ratio=0.6, seed=seed, refused="too few episodes")
+    found = [verdict.status for verdict in return_verdicts(Results(tmp_path))]
+    assert found == ["met", "missed", "missed", "not measured", "not measured"]
+
+
+def test_the_page_of_no_cells_says_that_nothing_is_measured(tmp_path):
+    write_page(tmp_path / "cells", tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text()
+    assert "\n0 of 403 cells are there" in text
+    assert "In all: 0 met, 0 missed, 56 not measured." in text
+    assert "There are no cells yet." in text and "images/" not in text
+    assert not (tmp_path / "images").exists()
+    assert text.count("- pendulum, ") == len(METHODS)  # each is listed as not measured
+
+
+def test_the_page_names_misses_gaps_and_cells_that_do_not_belong_together(tmp_path):
+    output, page = tmp_path / "cells", tmp_path / "docs" / "results.md"
+    put_data(output, "pendulum", [(1, 9)] * 5)
+    for seed in range(3):
+        put(output, ratio=0.2, seed=seed, over=8)
+    put(output, ratio=0.4, seed=1)
+    write_page(output, page)
+    text = page.read_text()
+    assert "- missed: pendulum, ratio 0.2, risk 0.2: 24 of 60 episodes over: 0.400, at most 0.301" in text
+    (row,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| default, calibrated at risk 0.2 | 0.2 | 12 |")
+    ]
+    assert row.split(" | ")[3:] == [
+        "60",
+        "200.0 [200.0, 200.0]",
+        "10.96 [10.56, 11.36]",
+        "0.91",
+        "0.40",
+        "1.00",
+        "",
+        " |",
+    ]
+    assert "| 1 of 3 training seeds |" in text
+    assert (
+        "- pendulum, default, calibrated at risk 0.2: ratio 0.4: training seeds 0, 2; ratios 0.6, 0.8, 1: "
+        in text
+    )
+    assert "| pendulum | 2 min |  |  |  | 8 s (4) |" in text
+    assert "![Return and cost / budget on SafePendulum-v0](images/results-pendulum.png)" in text
+    assert (page.parent / "images" / "results-pendulum.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in (page.parent / "images").iterdir()] == ["results-pendulum.png"]
+    assert "do not belong together" not in text
+    path = cell_path(output, "pendulum", "calibrated-0.2", 1, 0.4)
+    path.write_text(path.read_text().replace('"m1"', '"another"'))
+    write_page(output, page)
+    assert "do not belong together" in page.read_text()
+
+
+def test_the_plot_of_methods_names_those_that_are_there(tmp_path):
+    some = [Evaluation(tuple(records(budget))) for budget in (12.0, 24.0)]
+    plot_methods({"first": some, "second": None, "third": some[:1]}, tmp_path / "plot.svg", title="Toy")
+    texts = svg_texts(tmp_path / "plot.svg")
+    assert {"first", "third", "Toy", "cost / budget, mean"} <= set(texts) and "second" not in texts

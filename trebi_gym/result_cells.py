@@ -1,0 +1,204 @@
+"""The files of ``make results``: one a cell, whole or not there, and told apart from those of another request."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import trebi_gym
+from trebi_gym.errors import ConfigError
+from trebi_gym.files import lock, replacing
+from trebi_gym.records import EpisodeRecord, Evaluation, Summary
+from trebi_gym.result_plan import METHODS, RATIOS, TASKS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One part of the results: what was asked for, what was found, and how it was made. All plain JSON."""
+
+    request: dict[str, Any]
+    found: dict[str, Any]
+    made: dict[str, Any]  # "seconds", "version" of trebi_gym, "device"
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """The episodes of an evaluated cell; None where there are none."""
+        found = self.found.get("evaluation")
+        return None if found is None else Evaluation.from_json(json.dumps(found))
+
+
+def read_cell(path: Path) -> Cell:
+    """Read a cell's file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        document = json.loads(path.read_text())
+        return Cell(dict(document["request"]), dict(document["found"]), dict(document["made"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no cell of the results: {error!r}; delete it") from error
+
+
+def settle(
+    path: Path,
+    request: dict[str, Any],
+    make: Callable[[], dict[str, Any]],
+    *,
+    device: str,
+    redo: bool = False,
+    anew: bool = False,
+) -> Literal["made", "kept", "busy"]:
+    """Make a cell unless it is there; one that another process is making is left to it.
+
+    Args:
+        path: of the cell's file.
+        request: all that the result depends on, plain JSON.
+        make: returns what is found, plain JSON.
+        device: that it is made on.
+        redo: make a cell of another request anew, in the place of refusing it.
+        anew: make it whatever is there.
+
+    Raises:
+        ConfigError: a cell of another request is there.
+    """
+    asked = json.loads(json.dumps(request))
+    locks = path.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    held = lock(locks / f"{path.stem}.lock")
+    if held is None:
+        return "busy"
+    with held:
+        if path.is_file() and not anew:
+            differing = list(_differences(read_cell(path).request, asked))
+            if not differing:
+                return "kept"
+            if not redo:
+                raise ConfigError(
+                    f"{path} was computed for something else: {'; '.join(differing[:6])}; --redo computes such cells "
+                    "anew, another --output leaves them"
+                )
+        started = time.monotonic()
+        found = make()
+        write_cell(path, asked, found, seconds=time.monotonic() - started, device=device)
+    return "made"
+
+
+def write_cell(
+    path: Path, request: dict[str, Any], found: dict[str, Any], *, seconds: float, device: str
+) -> None:
+    """Write a cell's file, which took so many seconds."""
+    made = {"seconds": seconds, "version": trebi_gym.__version__, "device": device}
+    with replacing(path) as temporary:
+        document = {"request": request, "found": found, "made": made}
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False))
+
+
+def cell_path(output: Path, task: str, method: str, seed: int, ratio: float) -> Path:
+    """Return the file of an evaluated cell."""
+    return output / task / method / f"seed-{seed}-ratio-{ratio:g}.json"
+
+
+def part_path(output: Path, task: str, part: str) -> Path:
+    """Return the file of another part of a task: ``data``, ``learn-...``, ``calibrate-0``, ``time-uncalibrated``."""
+    return output / task / f"{part}.json"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What there is of one task, method and ratio: the cells of its training seeds."""
+
+    cells: dict[int, Cell]  # by training seed
+
+    @property
+    def records(self) -> list[EpisodeRecord]:
+        """All episodes."""
+        return [
+            record for cell in self.cells.values() if cell.evaluation for record in cell.evaluation.records
+        ]
+
+    @property
+    def summary(self) -> Summary | None:
+        """What all episodes together amount to; None without any."""
+        return Evaluation(tuple(self.records)).summary() if self.records else None
+
+    @property
+    def refusals(self) -> dict[int, str]:
+        """Why a training seed's cell was refused or is not certified, by seed."""
+        found = {}
+        for seed, cell in self.cells.items():
+            if cell.found.get("refused"):
+                found[seed] = str(cell.found["refused"])
+            elif cell.found.get("certified") is False:
+                found[seed] = "not certified"
+        return found
+
+    @property
+    def never_feasible(self) -> bool:
+        """Whether every episode tells that no candidate ever kept the budget."""
+        told = [_feasible(record) for record in self.records]
+        return bool(told) and all(feasible is False for feasible in told)
+
+
+def _feasible(record: EpisodeRecord) -> bool | None:
+    """Whether any candidate was predicted to keep the budget in an episode; None where that is not known."""
+    value = getattr(record, "feasible", None)
+    return None if value is None else bool(value > 0)
+
+
+class Results:
+    """All cells under a folder; ``results.pool(task, method, ratio)``, ``results.part(task, name)``."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.cells: dict[tuple[str, str, float], dict[int, Cell]] = {}
+        self.parts: dict[tuple[str, str], Cell] = {}
+        for task in TASKS:
+            for path in sorted((output / task).glob("*.json")):
+                self.parts[task, path.stem] = read_cell(path)
+            for method in METHODS:
+                for path in sorted((output / task / method).glob("*.json")):
+                    cell = read_cell(path)
+                    key = (task, method, float(cell.request["ratio"]))
+                    self.cells.setdefault(key, {})[int(cell.request["seed"])] = cell
+
+    def pool(self, task: str, method: str, ratio: float) -> Pool:
+        """Return what there is, which may be nothing."""
+        return Pool(self.cells.get((task, method, ratio), {}))
+
+    def part(self, task: str, name: str) -> Cell | None:
+        """Return another part of a task, if it is there."""
+        return self.parts.get((task, name))
+
+    def budget(self, task: str, ratio: float) -> float | None:
+        """Return the budget of a ratio, if any cell or the data's part tells it."""
+        data = self.part(task, "data")
+        if data is not None:
+            return ratio * float(data.found["maximum_budget"])
+        told = (
+            cell.request["budget"]
+            for (of, _, at), cells in self.cells.items()
+            if (of, at) == (task, ratio)
+            for cell in cells.values()
+        )
+        return next(map(float, told), None)
+
+    def of_method(self, task: str, method: str) -> list[Cell]:
+        """Return all cells of a task and method."""
+        return [cell for ratio in RATIOS for cell in self.pool(task, method, ratio).cells.values()]
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Yield in words where two plain JSON values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*before, *now)):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        texts = [json.dumps(value) for value in (before, now)]
+        shown = [text if len(text) <= 24 else f"{text[:20]}..." for text in texts]
+        yield f"{name} was {shown[0]}, is {shown[1]}"

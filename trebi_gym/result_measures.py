@@ -1,0 +1,77 @@
+"""What ``make results`` measures beside an agent's episodes: the data's best, single decisions, and marks of both."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+
+from trebi_gym.agents.cloning import within_budget
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.records import EpisodeRecord, Evaluation
+from trebi_gym.result_plan import FIRST_SEED
+from trebi_gym.rollout import Policy, make_envs, rollout
+
+WARM_UP = 2
+"""Decisions before those that are timed."""
+
+
+def best_episode(dataset: EpisodeDataset, budget: float) -> Evaluation:
+    """Return the episode of the greatest return among those within the budget, of which there must be one."""
+    rows = within_budget(dataset, budget)
+    row = int(rows[dataset.episode_returns[rows].argmax()])
+    cost = float(dataset.episode_costs[row])
+    record = EpisodeRecord(
+        budget=budget,
+        seed=row,
+        episode_return=float(dataset.episode_returns[row]),
+        cost=cost,
+        length=int(dataset.lengths[row]),
+        remaining=budget - cost,
+        kept=True,
+    )
+    return Evaluation((record,), {"seeds": "the episode's place in the data"})
+
+
+def time_decisions(policy: Policy, env_id: str, budget: float, decisions: int) -> list[float]:
+    """Return the seconds of each of so many decisions in a closed loop with one environment, after a warm-up."""
+    clock = _Clock(policy)
+    envs = make_envs(env_id, 1)
+    try:
+        steps = rollout(clock, envs, budgets=itertools.repeat(budget), seed=FIRST_SEED)
+        for _ in itertools.islice(steps, WARM_UP + decisions):
+            pass
+    finally:
+        envs.close()
+    return clock.seconds[WARM_UP:]
+
+
+def mark_of(dataset: EpisodeDataset) -> str:
+    """Return a mark of a data set's episodes."""
+    arrays = (dataset.observations, dataset.actions, dataset.rewards, dataset.costs, dataset.lengths)
+    return digest(*(np.ascontiguousarray(array).tobytes() for array in arrays))
+
+
+def digest(*contents: bytes) -> str:
+    """Return the SHA-256 hash of what is given, as text."""
+    found = hashlib.sha256()
+    for content in contents:
+        found.update(content)
+    return found.hexdigest()
+
+
+class _Clock:
+    """Notes what every decision takes."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.seconds: list[float] = []
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        started = time.perf_counter()
+        result = self._policy.predict(observation, *args, **kwargs)
+        self.seconds.append(time.perf_counter() - started)
+        return result

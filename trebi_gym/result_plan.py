@@ -1,0 +1,138 @@
+"""What ``make results`` measures: tasks, methods, budgets, seeds, and the agents that they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trebi_gym.agents.config import TREBIConfig
+from trebi_gym.agents.presets import preset
+from trebi_gym.datasets.recipes import RECIPES
+
+RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SEEDS = (0, 1, 2)
+EPISODES = 20
+RISKS = (0.05, 0.2)
+FIRST_SEED = 50_000
+"""Of evaluation episodes, far from those of calibration, which count from 1,000,000."""
+SEED_STEP = 1_000
+"""From one training seed's first evaluation episode to the next one's."""
+TIMED_RATIO = 0.6
+"""Of the budget under which decisions are timed."""
+REDUCED_RATIOS, REDUCED_EPISODES = (0.2, 0.6, 1.0), 6
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the page, and the data that its agents learn from."""
+
+    env_id: str
+    dataset: str
+    """A data set's name, or its file."""
+    total_step: int
+    """Steps that ``trebi generate`` is asked for where there is no such data set."""
+    least_steps: int
+    """Data of fewer are refused."""
+    preset: str | TREBIConfig
+    """Of our default's agents."""
+    paper_preset: str = "toy_safe_env"
+    paper_dataset: str | None = None
+    """The paper's data set of this task, for which it sets some things differently."""
+
+
+def _velocity(name: str) -> Task:
+    return Task(
+        env_id=f"Safe{name}-v0",
+        dataset=f"Safe{name}-medium-replay-v0",
+        total_step=200_000,
+        least_steps=100_000,
+        preset="fast_long",
+        paper_preset="locomotion",
+        paper_dataset=f"{name.lower()}-medium-replay-v2",
+    )
+
+
+def _published(name: str, least_steps: int) -> Task:
+    recipe = RECIPES[name]
+    return Task(recipe.env_id, name, recipe.steps, least_steps, "fast")
+
+
+TASKS: dict[str, Task] = {
+    "pendulum": _published("SafePendulum-medium-replay-v0", 20_000),
+    "reacher": _published("SafeReacher-medium-replay-v0", 100_000),
+    "hopper": _velocity("Hopper"),
+    "walker2d": _velocity("Walker2d"),
+    "halfcheetah": _velocity("HalfCheetah"),
+}
+
+Kind = Literal["default", "paper", "paper-reduced", "cloning", "data"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What acts in a row of the page's tables."""
+
+    label: str
+    kind: Kind
+    risk: float | None = None
+
+    @property
+    def learns_agent(self) -> bool:
+        """Whether it acts by a ``TREBIAgent``, which the stage ``learn`` makes."""
+        return self.kind in ("default", "paper", "paper-reduced")
+
+
+METHODS: dict[str, Method] = {
+    "calibrated-0.05": Method("default, calibrated at risk 0.05", "default", 0.05),
+    "calibrated-0.2": Method("default, calibrated at risk 0.2", "default", 0.2),
+    "uncalibrated": Method("default, uncalibrated", "default"),
+    "paper-reduced": Method("the paper's networks and sampler, reduced", "paper-reduced"),
+    "paper": Method("the paper's networks and sampler, full size", "paper"),
+    "cloning": Method("cloning of the episodes within the budget", "cloning"),
+    "best-episode": Method("best episode in the data within the budget", "data"),
+}
+
+
+def grid(task: str, method: str) -> list[tuple[int, float]]:
+    """Return the training seeds and ratios of a method's cells; what the data hold has only seed 0."""
+    kind = METHODS[method].kind
+    if kind == "paper-reduced":
+        return [(0, ratio) for ratio in REDUCED_RATIOS] if task == "pendulum" else []
+    return [(seed, ratio) for seed in ((0,) if kind == "data" else SEEDS) for ratio in RATIOS]
+
+
+def episodes_of(method: str, asked: int = EPISODES) -> int:
+    """Return the episodes of one cell of a method, where ``asked`` are wanted of the full ones."""
+    kind = METHODS[method].kind
+    return 1 if kind == "data" else min(asked, REDUCED_EPISODES) if kind == "paper-reduced" else asked
+
+
+def reduced_paper(
+    diffusion_updates: int = 20_000, critic_updates: int = 12_000, candidates: int = 64
+) -> TREBIConfig:
+    """Return the paper's preset for toy tasks, learned for fewer updates, of 64 windows at once in the place of 2 x 32.
+
+    Args:
+        diffusion_updates: of the trajectory model; published are 200,000.
+        critic_updates: of each critic; published are 200,000.
+        candidates: of the planner; published are 128.
+    """
+    update = {"batch_size": 64, "accumulation": 1}
+    return preset("toy_safe_env").replace(
+        denoiser_training={"steps": diffusion_updates, **update},
+        critic_training={"steps": critic_updates, **update},
+        planner={"candidates": candidates},
+    )
+
+
+def config_of(task: Task, kind: Kind) -> TREBIConfig:
+    """Return the configuration that a task's agents of this kind are learned with."""
+    if kind == "paper-reduced":
+        return reduced_paper()
+    return preset(task.preset) if kind == "default" else preset(task.paper_preset, task.paper_dataset)
+
+
+def agent_name(task: str, kind: Kind, seed: int, *, calibrated: bool = False) -> str:
+    """Return the file name of a learned agent: ``pendulum-0.zip``, ``pendulum-paper-0.zip``."""
+    middle = "" if kind == "default" else f"{kind}-"
+    return f"{task}-{middle}{seed}{'-calibrated' if calibrated else ''}.zip"

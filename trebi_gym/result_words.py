@@ -1,0 +1,85 @@
+"""The running text of the results page: what was measured and how, and the commands that do it again."""
+
+from __future__ import annotations
+
+from trebi_gym.result_plan import (
+    EPISODES,
+    FIRST_SEED,
+    REDUCED_EPISODES,
+    RISKS,
+    SEED_STEP,
+    SEEDS,
+    TASKS,
+    TIMED_RATIO,
+    reduced_paper,
+)
+
+
+def introduction(there: int, wanted: int) -> str:
+    """Return the page's beginning, for so many cells of those that are wanted."""
+    small = reduced_paper()
+    risks = " and ".join(f"{risk:g}" for risk in RISKS)
+    paper = "The paper's networks and sampler"
+    return f"""# Results
+
+This page is written by `make results` from measured cells, one for each task, method, training seed and budget.
+{there} of {wanted} cells are there; what is not measured is left empty in the tables and [listed](#not-measured).
+
+- **Budgets** are ratio x the data's maximum budget, undiscounted cost of a whole episode.
+- **Episodes**: {EPISODES} for each of {len(SEEDS)} training seeds, so {len(SEEDS) * EPISODES} in all. Training seed s is
+  run on the environment seeds from {FIRST_SEED} + {SEED_STEP} s on, which are the same for every method.
+- **default** is the preset `fast`, and `fast_long` for the hopper, the walker and the cheetah. *Calibrated* agents were
+  calibrated in closed loop, at risk {risks}, on episodes of other seeds; *uncalibrated* ones are the same agents
+  before that.
+- **{paper}** (arXiv 2306.00603) plan for seconds a decision on a CPU.
+  *Reduced*: {REDUCED_EPISODES} episodes of one training seed on the pendulum, learned for
+  {small.denoiser_training.steps:,} updates of the trajectory model and {small.critic_training.steps:,} of each critic, of
+  {small.denoiser_training.batch_size} windows (published: 200,000 of 2 x 32), with {small.planner.candidates} candidates
+  (published: 128). *Full size* is as published, and needs a GPU.
+- **Cloning** is a network of two layers, learned by mean squared error on the episodes in the data whose cost is within
+  the budget, one for each budget; it is deterministic.
+- **Best episode** is the one of the greatest return in the data whose cost is within the budget; nothing is run.
+- **return, cost**: mean with 95% bootstrap interval over all episodes, training seeds together. **share over**: of the
+  episodes that cost more than the budget. **worst excess**: the most by which one did.
+- **ms**: median milliseconds of a decision with one environment and one thread, under the budget at ratio
+  {TIMED_RATIO:g}, timed apart from the episodes, in a run of a few decisions."""
+
+
+TIMES = """## How long each part took
+
+Wall time of all parts of a kind together, with their number in brackets; methods: running their episodes, and for
+cloning learning too. Parts that ran at the same time slowed each other down. Of a part that was interrupted and gone on
+with, only the last stretch is counted: it is marked with ≥. Data: the steps recorded, at the rate that the data set tells.
+An empty field is a part that was not run here, such as the learning of agents that were there already."""
+
+
+def commands() -> str:
+    """Return how the page is made, whole and in parts."""
+    generated = "\n".join(
+        f"trebi generate --dataset {task.env_id} --datatype medium-replay --total-step {task.total_step}"
+        for name, task in TASKS.items()
+        if name != "pendulum"
+    )
+    return f"""## Do it again
+
+```bash
+make results
+```
+
+makes everything, and goes on where it was stopped: what is in `runs/results` already is kept. In parts, which may run at
+the same time on different tasks:
+
+```bash
+python -m trebi_gym.results --tasks pendulum
+python -m trebi_gym.results --tasks hopper --stages data learn
+python -m trebi_gym.results --tasks hopper --stages calibrate evaluate --methods calibrated-0.05 calibrated-0.2
+python -m trebi_gym.results --stages time page
+python -m trebi_gym.results --page-only
+```
+
+A cell of another agent, planner, data set or number of episodes is refused; `--redo` computes it anew. The data, which the
+stage `data` builds where they are not there yet (the pendulum's ship):
+
+```bash
+{generated}
+```"""

@@ -1,0 +1,315 @@
+"""The stages of ``make results`` for one task: its data, its agents, their calibration, the cells, and the timing."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents.acting import AtRisk, check_calibrated
+from trebi_gym.agents.calibrating import fingerprint
+from trebi_gym.agents.checked import plain
+from trebi_gym.agents.cloning import TRAINING, BudgetCloning, within_budget
+from trebi_gym.datasets import EpisodeDataset, load, resolve
+from trebi_gym.datasets.parts import has_parts
+from trebi_gym.datasets.recipes import maximum_budget, user_data_folder
+from trebi_gym.errors import CalibrationError, ConfigError, DatasetError
+from trebi_gym.evaluation import evaluate_budgets
+from trebi_gym.generating import generate
+from trebi_gym.records import Evaluation
+from trebi_gym.result_cells import cell_path, part_path, settle
+from trebi_gym.result_measures import best_episode, digest, mark_of, time_decisions
+from trebi_gym.result_plan import (
+    FIRST_SEED,
+    METHODS,
+    RATIOS,
+    RISKS,
+    SEED_STEP,
+    TASKS,
+    TIMED_RATIO,
+    Kind,
+    agent_name,
+    config_of,
+    episodes_of,
+    grid,
+)
+from trebi_gym.rollout import Policy
+from trebi_gym.terminal import learn_with_checkpoints, partial_file
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of one task; see ``results.Arguments``."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    episodes: int
+    calibration_episodes: int
+    decisions: int
+    source: str
+    output: Path
+    agents: Path
+    redo: bool
+    device: str
+
+
+class Work:
+    """One task's stages; each keeps what is there already."""
+
+    def __init__(self, name: str, request: Request) -> None:
+        self.name, self.asked, self.task = name, request, TASKS[name]
+        self.agent = cache(self._agent)
+
+    def data(self) -> None:
+        """Build the data set if there is none, and note what the page says of it."""
+        try:
+            resolve(self.asked.source)
+        except DatasetError:
+            if self.asked.source != self.task.dataset:
+                raise
+            target = user_data_folder() / f"{self.asked.source}.hdf5"
+            resume = has_parts(target.with_name(f"{target.stem}.parts"))
+            generate(self.task.env_id, "medium-replay", self.task.total_step, output=target, resume=resume)
+        self._settle(self._part("data"), {"source": self.asked.source, "data": self.data_mark}, self._data)
+
+    def _data(self) -> dict[str, Any]:
+        dataset, maximum = self.dataset, self.maximum
+        within = {ratio: len(within_budget(dataset, ratio * maximum)) for ratio in RATIOS}
+        rate = dataset.metadata.get("steps_per_second")
+        return {
+            "name": dataset.metadata.get("name"),
+            "steps": dataset.n_steps,
+            "episodes": len(dataset),
+            "maximum_budget": maximum,
+            "rule": maximum_budget(dataset).rule,
+            "returns": [float(dataset.episode_returns.min()), float(dataset.episode_returns.max())],
+            "costs": [float(dataset.episode_costs.min()), float(dataset.episode_costs.max())],
+            "sides": {f"{ratio:g}": [count, len(dataset) - count] for ratio, count in within.items()},
+            "build_seconds": dataset.n_steps / float(rate) if rate else None,
+        }
+
+    def learn(self) -> None:
+        """Learn every agent that is not there yet."""
+        for kind, seed in self._needed():
+            path = self.asked.agents / agent_name(self.name, kind, seed)
+            if path.is_file():
+                print(f"  {path} is there already and taken", flush=True)
+                continue
+            config = config_of(self.task, kind)
+
+            def learned(kind: Kind = kind, seed: int = seed, path: Path = path) -> dict[str, Any]:
+                resumed = partial_file(path).is_file()
+                agent = TREBIAgent(config=config_of(self.task, kind), seed=seed, device=self.asked.device)
+                learn_with_checkpoints(
+                    agent, agent.learn, self.dataset, path, total_steps=None, every=1_000, resume=resumed
+                )
+                return {"resumed": resumed}
+
+            request = {"config": plain(config), "seed": seed, "data": self.data_mark}
+            self._settle(self._part(f"learn-{path.stem}"), request, learned, anew=True)
+
+    def calibrate(self) -> None:
+        """Calibrate the default's agents in closed loop, for all risks at once."""
+        risky = any(METHODS[key].risk is not None for key in self.asked.methods)
+        for kind, seed in self._needed() if risky else ():
+            if kind != "default":
+                continue
+            target = self.asked.agents / agent_name(self.name, kind, seed, calibrated=True)
+            if target.is_file():
+                self.agent("default", seed, True)
+                print(f"  {target} is there already and taken", flush=True)
+                continue
+            agent, mark = self.agent("default", seed)
+
+            def calibrated(agent: TREBIAgent = agent, target: Path = target) -> dict[str, Any]:
+                keep = target.with_name(f"{target.stem}.calibration.json")
+                resumed = keep.is_file()
+                agent.calibrate(
+                    self.task.env_id, risk=RISKS, episodes=self.asked.calibration_episodes, keep=keep
+                )
+                agent.save(target)
+                agent.calibration, agent.risk = None, None  # what was learned stays as it was
+                keep.unlink(missing_ok=True)
+                return {"resumed": resumed}
+
+            request = {"models": mark, "planner": plain(agent.config.planner)}
+            request |= {"episodes": self.asked.calibration_episodes}
+            self._settle(self._part(f"calibrate-{target.stem}"), request, calibrated, anew=True)
+
+    def evaluate(self) -> None:
+        """Run the episodes of every cell that is not there yet."""
+        for key in self._methods():
+            for seed, ratio in grid(self.name, key):
+                if seed in self.asked.seeds or METHODS[key].kind == "data":
+                    self._evaluate(key, seed, ratio)
+
+    def _evaluate(self, key: str, seed: int, ratio: float) -> None:
+        request = self._request(key, seed, ratio)
+        request |= {"episodes": episodes_of(key, self.asked.episodes)}
+        request |= {"first_seed": FIRST_SEED + SEED_STEP * seed, "env_id": self.task.env_id}
+        path = cell_path(self.asked.output, self.name, key, seed, ratio)
+        self._settle(path, request, lambda: self._episodes(key, request))
+
+    def _request(self, key: str, seed: int, ratio: float) -> dict[str, Any]:
+        """Return what an evaluated cell's policy depends on."""
+        method = METHODS[key]
+        request: dict[str, Any] = {
+            "method": key,
+            "seed": seed,
+            "ratio": ratio,
+            "budget": ratio * self.maximum,
+        }
+        if method.kind == "cloning":
+            return request | {"data": self.data_mark, "training": plain(TRAINING)}
+        if method.kind == "data":
+            return request | {"data": self.data_mark}
+        agent, mark = self.agent(method.kind, seed, method.risk is not None)
+        calibration = None
+        if method.risk is not None:
+            calibration = digest(json.dumps(check_calibrated(agent, method.risk).to_dict()).encode())
+        config = agent.config.to_dict()
+        return request | {"risk": method.risk, "models": mark, "config": config, "calibration": calibration}
+
+    def _episodes(self, key: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Return what a cell finds: its episodes, whether its budget is certified, or why there are none."""
+        method, budget, seed = METHODS[key], request["budget"], request["seed"]
+        found: dict[str, Any] = {"evaluation": None, "certified": None, "refused": None}
+        if not method.learns_agent and len(within_budget(self.dataset, budget)) == 0:
+            return found | {"refused": "no episode in the data is within the budget"}
+        if method.kind == "data":
+            return found | {"evaluation": _plain(best_episode(self.dataset, budget))}
+        if method.risk is not None:
+            calibration = check_calibrated(self.agent("default", seed, True)[0], method.risk)
+            try:
+                _, certified = calibration.planned_for(np.array([budget]), method.risk)
+            except CalibrationError as error:
+                return found | {"refused": str(error)}
+            found["certified"] = bool(certified[0])
+        evaluation = evaluate_budgets(
+            self._policy(key, seed, budget),
+            self.task.env_id,
+            budgets=[budget],
+            episodes=request["episodes"],
+            seed=request["first_seed"],
+        )
+        return found | {"evaluation": _plain(evaluation)}
+
+    def _policy(self, key: str, seed: int, budget: float, *, updates: int | None = None) -> Policy:
+        method = METHODS[key]
+        if method.kind == "cloning":
+            training = replace(TRAINING, steps=updates or TRAINING.steps)
+            cloning = BudgetCloning(budget, seed=seed, device=self.asked.device, training=training)
+            return cloning.learn(self.dataset)
+        return AtRisk(self.agent(method.kind, seed, method.risk is not None)[0], method.risk)
+
+    def time(self) -> None:
+        """Time single decisions, with one environment and one thread."""
+        for key in self._methods():
+            seeds = [seed for seed, ratio in grid(self.name, key) if ratio == TIMED_RATIO]
+            seed = next((seed for seed in seeds if seed in self.asked.seeds), None)
+            if METHODS[key].kind == "data" or seed is None:
+                continue
+            request = self._request(key, seed, TIMED_RATIO) | {"decisions": self.asked.decisions}
+
+            def timed(key: str = key, seed: int = seed, budget: float = request["budget"]) -> dict[str, Any]:
+                threads, load = torch.get_num_threads(), os.getloadavg()[0]
+                policy = self._policy(key, seed, budget, updates=1)
+                torch.set_num_threads(1)
+                try:
+                    seconds = time_decisions(policy, self.task.env_id, budget, self.asked.decisions)
+                finally:
+                    torch.set_num_threads(threads)
+                median = 1000 * statistics.median(seconds)
+                return {"milliseconds": median, "slowest": 1000 * max(seconds), "load": load}
+
+            self._settle(self._part(f"time-{key}"), request, timed)
+
+    @cached_property
+    def dataset(self) -> EpisodeDataset:
+        """The task's episodes."""
+        dataset = load(self.asked.source)
+        if dataset.n_steps < self.task.least_steps:
+            raise DatasetError(
+                f"{self.name} is measured on at least {self.task.least_steps} steps; {self.asked.source} has "
+                f"{dataset.n_steps}"
+            )
+        return dataset
+
+    @cached_property
+    def data_mark(self) -> str:
+        """A mark of the task's episodes."""
+        return mark_of(self.dataset)
+
+    @cached_property
+    def maximum(self) -> float:
+        """The budget at ratio 1."""
+        return maximum_budget(self.dataset).value
+
+    def _methods(self) -> Iterator[str]:
+        for key in self.asked.methods:
+            if METHODS[key].kind == "paper" and not self.asked.device.startswith("cuda"):
+                print(f"  {METHODS[key].label}: needs a GPU, left out", flush=True)
+            else:
+                yield key
+
+    def _needed(self) -> list[tuple[Kind, int]]:
+        """Return the agents that the methods act by."""
+        pairs = [
+            (METHODS[key].kind, seed)
+            for key in self._methods()
+            if METHODS[key].learns_agent
+            for seed, _ in grid(self.name, key)
+            if seed in self.asked.seeds
+        ]
+        return list(dict.fromkeys(pairs))
+
+    def _agent(self, kind: Kind, seed: int, calibrated: bool = False) -> tuple[TREBIAgent, str]:
+        """Load an agent, and return it with a mark of its weights.
+
+        Raises:
+            ConfigError: it is not there, or is another one than its name says.
+        """
+        path = self.asked.agents / agent_name(self.name, kind, seed, calibrated=calibrated)
+        if not path.is_file():
+            raise ConfigError(f"{path} is not there; run --stages {'calibrate' if calibrated else 'learn'}")
+        agent = TREBIAgent.load(path, device=self.asked.device)
+        pairs = {
+            "preset": (agent.config.preset, config_of(self.task, kind).preset),
+            "seed": (agent.seed, seed),
+            "episodes in its data": (agent.learned_from.get("episodes"), len(self.dataset)),
+            "steps in its data": (agent.learned_from.get("steps"), self.dataset.n_steps),
+        }
+        mark = fingerprint(agent)
+        if calibrated:
+            env_id = None if agent.calibration is None else getattr(agent.calibration, "env_id", None)
+            pairs["environment of its calibration"] = (env_id, self.task.env_id)
+            pairs["weights"] = (mark, self.agent(kind, seed)[1])
+        wrong = [f"{name}: {found}, not {asked}" for name, (found, asked) in pairs.items() if found != asked]
+        if wrong:
+            raise ConfigError(f"{path} is not this task's agent ({'; '.join(wrong)}); move it away")
+        return agent, mark
+
+    def _part(self, name: str) -> Path:
+        return part_path(self.asked.output, self.name, name)
+
+    def _settle(
+        self, path: Path, request: dict[str, Any], make: Callable[[], dict[str, Any]], *, anew: bool = False
+    ) -> None:
+        done = settle(path, request, make, device=self.asked.device, redo=self.asked.redo, anew=anew)
+        said = {"made": "done", "kept": "is there already", "busy": "is left to another process"}[done]
+        if done != "kept":
+            print(f"  {path.relative_to(self.asked.output)} {said}", flush=True)
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(evaluation.to_json())
+    return document
