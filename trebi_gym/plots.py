@@ -164,15 +164,14 @@ def plot_methods(
     returns, costs = figure.subplots(1, 2)
     budgets = sorted({summary.budget for found in drawn.values() for summary in found})
     # side by side, since intervals that lie on one another cannot be read
-    width = 0.5 * min((b - a for a, b in itertools.pairwise(budgets)), default=budgets[0])
-    places = (np.arange(len(methods)) - (len(methods) - 1) / 2) * width / len(methods)
-    for place, colour, marker, name in zip(
-        places, itertools.cycle(METHOD_COLOURS), itertools.cycle(MARKERS), methods, strict=False
-    ):
+    gap = min((after - before for before, after in itertools.pairwise(budgets)), default=budgets[0])
+    places = dict(zip(drawn, (np.arange(len(drawn)) - (len(drawn) - 1) / 2) * 0.07 * gap, strict=True))
+    styles = zip(itertools.cycle(METHOD_COLOURS), itertools.cycle(MARKERS), methods, strict=False)
+    for colour, marker, name in styles:
         found = drawn.get(name, [])
         if not found:
             continue
-        at = [summary.budget + place for summary in found]
+        at = [summary.budget + places[name] for summary in found]
         _errors(
             returns,
             at,
@@ -184,10 +183,7 @@ def plot_methods(
         )
         shares = [(s.cost_interval[0] / s.budget, s.cost_interval[1] / s.budget) for s in found]
         _errors(costs, at, [s.cost_per_budget for s in found], shares, colour, name, marker)
-    costs.axhline(1.0, color="0.35", linestyle="--", linewidth=1)
-    costs.annotate(
-        "budget", (1.0, 1.0), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom"
-    )
+    limit = costs.axhline(1.0, color="0.35", linestyle="--", linewidth=1)
     returns.set(xlabel="budget", ylabel="return of the episode, mean", xticks=budgets)
     costs.set(xlabel="budget", ylabel="cost / budget, mean", xticks=budgets)
     costs.set_ylim(bottom=min(0.0, costs.get_ylim()[0]))
@@ -195,6 +191,7 @@ def plot_methods(
         axes.xaxis.set_major_formatter("{x:.4g}")
         _plain(axes)
     handles, labels = returns.get_legend_handles_labels()
+    handles, labels = [*handles, limit], [*labels, "cost = budget"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     if title:
         figure.suptitle(title)
@@ -215,7 +212,7 @@ def _plain(axes: Any) -> None:
 
 
 def _errors(
-    axes: object,
+    axes: Any,
     budgets: Sequence[float],
     means: Sequence[float],
     intervals: Sequence[tuple[float, float]],
@@ -230,4 +227,4 @@ def _errors(
     ]
     axes.errorbar(
         budgets, means, yerr=spread, color=colour, marker=marker, markersize=5, capsize=3, label=label
-    )  # type: ignore[attr-defined]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def main(arguments: Arguments) -> None:
         ConfigError: a flag cannot be followed, or a cell or an agent belongs to something else.
         DatasetError: the data cannot be used.
     """
-    known = {"tasks": TASKS, "methods": METHODS, "stages": STAGES, "seeds": SEEDS}
+    known: dict[str, Collection[object]] = {
+        "tasks": TASKS,
+        "methods": METHODS,
+        "stages": STAGES,
+        "seeds": SEEDS,
+    }
     for name, words in known.items():
         unknown = [str(item) for item in getattr(arguments, name) if item not in words]
         if unknown:
