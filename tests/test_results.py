@@ -156,6 +156,19 @@ def test_an_agent_that_is_not_there_is_named_with_its_stage(toy):
         toy("evaluate", methods=("uncalibrated",))
 
 
+def test_data_that_are_not_there_are_built_once_and_their_rate_is_told(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("TREBI_DATA", str(tmp_path / "data"))
+    name = "ShortPendulum-medium-replay-v0"
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], dataset=name, total_step=120, least_steps=100)
+    toy("data")
+    built = (tmp_path / "data" / f"{name}.hdf5").read_bytes()
+    cell = result_cells.read_cell(part_path(tmp_path / "cells", "toy", "data"))
+    assert cell.found["steps"] == 120 and cell.found["build_seconds"] > 0
+    assert all(within + beyond == 20 for within, beyond in cell.found["sides"].values())
+    toy("data")
+    assert (tmp_path / "data" / f"{name}.hdf5").read_bytes() == built
+
+
 def test_too_few_data_are_refused(toy):
     TASKS["toy"] = dataclasses.replace(TASKS["toy"], least_steps=20_001)
     with pytest.raises(DatasetError, match=r"at least 20001 steps.*has 20000"):
