@@ -58,8 +58,8 @@ class ShortConv(nn.Module):
         super().__init__()
         self.channels = convolution.out_channels
         with torch.no_grad():
-            eye = torch.eye(convolution.in_channels * rows, device=convolution.weight.device)
-            at_zero = convolution(torch.zeros(1, convolution.in_channels, rows, device=eye.device))
+            eye = torch.eye(convolution.in_channels * rows).to(convolution.weight)
+            at_zero = convolution(torch.zeros(1, convolution.in_channels, rows).to(eye))
             columns = convolution(eye.view(-1, convolution.in_channels, rows)) - at_zero
         self.register_buffer("weight", columns.flatten(1).contiguous(), persistent=False)
         self.register_buffer("bias", at_zero.flatten().contiguous(), persistent=False)
@@ -104,7 +104,8 @@ def _rows_of_convolutions(network: nn.Module, horizon: int, transition_dim: int)
     if hooks:
         with torch.no_grad():
             # two plans: a group of a single number cannot be normalised
-            x, t = torch.zeros(2, horizon, transition_dim), torch.zeros(2, dtype=torch.long)
+            x = torch.zeros(2, horizon, transition_dim, dtype=next(network.parameters()).dtype)
+            t = torch.zeros(2, dtype=torch.long)
             network(x, t, *([torch.ones(2)] if getattr(network, "steps_left", None) else []))
     for hook in hooks:
         hook.remove()
