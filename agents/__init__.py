@@ -2,7 +2,7 @@
 
 from trebi_gym.agents.calibration import Calibration, HeldOutCalibration
 from trebi_gym.agents.config import NetworkConfig, PlannerConfig, TrainingConfig, TREBIConfig
-from trebi_gym.agents.planner import Plan
+from trebi_gym.agents.plans import Plan
 from trebi_gym.agents.presets import PRESETS, preset
 from trebi_gym.agents.state import PlanState
 from trebi_gym.agents.trebi import TREBIAgent

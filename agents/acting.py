@@ -44,7 +44,11 @@ def decide(
     if due.any():
         limits, thresholds = planning_budgets(request, steps_left, agent.config, task.budget_factor, reserve)
         found = planner.search(
-            request.observations[due], thresholds[due], steps_left[due], agent.noise(deterministic)
+            request.observations[due],
+            thresholds[due],
+            steps_left[due],
+            agent.noise(deterministic),
+            request.discounts[due] != 1.0,
         )
         state.actions[due] = check_actions(planner.best_actions(found, interval))
         state.rewards[due], state.costs[due] = planner.best_scores(found)

@@ -23,7 +23,7 @@ from trebi_gym.agents.calibration import (
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.held_out import on_held_out
 from trebi_gym.agents.inputs import parse_request
-from trebi_gym.agents.models import PARTS
+from trebi_gym.agents.models import parts_of
 from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
@@ -182,7 +182,7 @@ def _kept(keep: str | os.PathLike[str] | None, request: dict[str, Any]) -> dict[
 def fingerprint(agent: TREBIAgent) -> str:
     """Return a mark of the agent's weights."""
     digest = hashlib.sha256()
-    for part in PARTS:
+    for part in parts_of(agent.config):
         for name, value in sorted(agent.models[part].state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

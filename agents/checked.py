@@ -29,10 +29,9 @@ def choice(name: str, value: Any, choices: Any) -> None:
 
 def typed(value: Any, hint: Any, where: str) -> Any:
     """Return the value as its annotation wants it; raise ConfigError where it is of another type, or not finite."""
-    if typing.get_origin(hint) is types.UnionType:
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    hint, optional = _without_none(hint)
+    if optional and value is None:
+        return None
     if typing.get_origin(hint) is Literal:
         return value  # the dataclass itself checks its choices
     types_of: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
@@ -45,11 +44,20 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """Return the annotation that ``X | None`` is made of, and whether None is allowed."""
+    if typing.get_origin(hint) is not types.UnionType:
+        return hint, False
+    return next(option for option in typing.get_args(hint) if option is not type(None)), True
+
+
 def check_types(config: Any) -> None:
     """Raise unless every field holds what its annotation says; NumPy's whole numbers become Python's."""
     hints = typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
-        value, hint = getattr(config, item.name), hints[item.name]
+        value, (hint, optional) = getattr(config, item.name), _without_none(hints[item.name])
+        if optional and value is None:
+            continue
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             require(isinstance(value, hint), f"{item.name} must be a {hint.__name__}; got {value!r}")
             continue
@@ -75,10 +83,12 @@ def build(cls: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"{where} must be an object with named fields; got {data!r}")
     known(cls, data, where)
     hints = typing.get_type_hints(cls)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in data.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hint, optional = _without_none(hints[name])
+        if optional and value is None:
+            values[name] = None
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             values[name] = build(hint, value, f"{where}.{name}")
         else:
             values[name] = typed(value, hint, f"{where}.{name}")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trebi_gym.agents.checked import build, check_types, choice, known, plain, require
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
-from trebi_gym.agents.networks import CRITICS, DENOISERS
+from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS
 from trebi_gym.datasets.normalizers import NORMALIZERS
 
 
@@ -57,7 +57,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """How a decision is made from the three models."""
+    """How a decision is made from the models."""
 
     candidates: int = 64
     """N, plans sampled for every decision."""
@@ -77,8 +77,11 @@ class PlannerConfig:
     """Guided moves in every denoising step; 0 for selection only."""
     guide_stop: int = 2
     """No guided move in denoising steps below this one."""
-    ranking: Literal["rescored", "original"] = "rescored"
-    """Rank the finished plans by their own scores, or by those before the last guided move as the original does."""
+    ranking: Literal["outcome", "rescored", "original"] = "rescored"
+    """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
+    guided move as the original does."""
+    cost_level: float = 0.5
+    """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget."""
     budget_rule: Literal["remaining", "constant"] = "remaining"
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
@@ -94,7 +97,7 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         check_types(self)
         choice("sampler", self.sampler, SAMPLERS)
-        choice("ranking", self.ranking, ("rescored", "original"))
+        choice("ranking", self.ranking, ("outcome", "rescored", "original"))
         choice("budget_rule", self.budget_rule, ("remaining", "constant"))
         choice("guide_type", self.guide_type, (0, 1))
         choice("precision", self.precision, ("float32", "tf32", "bfloat16"))
@@ -102,6 +105,12 @@ class PlannerConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
+        require(0 < self.cost_level < 1, f"cost_level must lie in (0, 1); got {self.cost_level}")
+        require(
+            self.ranking != "outcome" or self.budget_rule == "remaining",
+            'ranking="outcome" predicts undiscounted sums, so it needs budget_rule="remaining"; '
+            f'got {self.budget_rule!r}, which ranking="rescored" can rank by',
+        )
         require(0 <= self.margin < 1, f"margin must lie in [0, 1); got {self.margin}")
         for name, none in (("sampler_steps", "all"), ("retry_steps", "no second search")):
             steps = getattr(self, name)
@@ -134,6 +143,8 @@ class TREBIConfig:
     """The network that predicts the discounted reward still to come."""
     cost_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2, "steps_left": True})
     """The network that predicts the discounted cost still to come."""
+    outcome_critic: NetworkConfig | None = NetworkConfig("mlp", {"width": 128, "blocks": 2})
+    """The network that predicts from a finished plan how the episode goes on, undiscounted; None: there is none."""
     discount: float = 0.99
     """Of rewards-to-go, in (0, 1]."""
     cost_discount: float = 0.99
@@ -157,7 +168,7 @@ class TREBIConfig:
     """Of the denoiser."""
     critic_training: TrainingConfig = TrainingConfig(steps=4_000)
     """Of each critic."""
-    planner: PlannerConfig = PlannerConfig()
+    planner: PlannerConfig = PlannerConfig(ranking="outcome", margin=0.0)
     """How a decision is made."""
 
     def __post_init__(self) -> None:
@@ -165,6 +176,13 @@ class TREBIConfig:
         choice("denoiser", self.denoiser.name, DENOISERS)
         choice("reward_critic", self.reward_critic.name, CRITICS)
         choice("cost_critic", self.cost_critic.name, CRITICS)
+        if self.outcome_critic is not None:
+            choice("outcome_critic", self.outcome_critic.name, OUTCOME_CRITICS)
+        require(
+            self.outcome_critic is not None or self.planner.ranking != "outcome",
+            'ranking="outcome" needs an outcome critic, and this configuration has none; use ranking="rescored", or '
+            "a configuration with outcome_critic and learn it",
+        )
         choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
@@ -251,4 +269,6 @@ class TREBIConfig:
         Raises:
             ConfigError: an unknown field, a value of the wrong type, or one that cannot work.
         """
+        if isinstance(data, Mapping) and "planner" in data and "outcome_critic" not in data:
+            data = {**data, "outcome_critic": None}  # as files from before there was one mean it
         return build(cls, data, "config")

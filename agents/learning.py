@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from tqdm import tqdm
 
 from trebi_gym.agents.config import TrainingConfig
-from trebi_gym.agents.models import PARTS, make_loss, make_model, make_windows
+from trebi_gym.agents.models import OUTCOME, PARTS, make_loss, make_model, make_windows
 from trebi_gym.agents.training import Fit, FitMetrics
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError, DatasetError
@@ -58,10 +59,9 @@ def run_parts(
         raise ConfigError(
             f"the run to resume was begun with {sum(steps.values())} steps, not {total_steps}; leave total_steps away"
         )
-    windows = make_windows(dataset, agent.config, agent.task, agent.device)
     hooks = _callback(agent, callback)
     hooks.on_training_start({"self": agent, "dataset": dataset}, {})
-    done = agent.num_timesteps
+    done, windows = agent.num_timesteps, None
     with tqdm(
         total=sum(steps[part] for part in parts), initial=done, disable=not progress_bar, unit="step"
     ) as bar:
@@ -69,6 +69,8 @@ def run_parts(
             if part in agent.models:
                 continue
             bar.set_description(part)
+            if windows is None or part == OUTCOME:  # whose sums are others
+                windows = make_windows(dataset, agent.config, agent.task, agent.device, part)
             if not _fit_part(
                 agent, part, tuple(parts), steps, configs[part], windows, hooks, log_interval, bar
             ):
@@ -92,7 +94,7 @@ def _fit_part(
     """Fit one model; returns whether learning goes on."""
     assert agent.task is not None
     # each model has its own streams, so that learning one alone gives the same weights as learning all
-    seed = agent.seed * len(PARTS) + PARTS.index(part)
+    seed = _stream(agent.seed, part)
     model = make_model(part, agent.config, agent.task, seed).to(agent.device)
     generator = torch.Generator(device=agent.device).manual_seed(seed)
     fit = Fit(model, make_loss(part, agent.config, agent.task, windows), config, generator)
@@ -119,6 +121,13 @@ def _fit_part(
             break
     agent.models[part] = fit.averaged
     return going
+
+
+def _stream(seed: int, part: str) -> int:
+    """Return the seed of one model's weights and batches."""
+    if part in PARTS:
+        return seed * len(PARTS) + PARTS.index(part)
+    return int(np.random.SeedSequence([seed, len(PARTS)]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _log(agent: TREBIAgent, part: str, metrics: FitMetrics, speed: float) -> None:

@@ -1,4 +1,4 @@
-"""The three models of an agent: built from its configuration, and the losses they learn by."""
+"""The models of an agent: built from its configuration, and the losses they learn by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,25 +21,41 @@ from trebi_gym.agents.diffusion.denoising import (
     pin_first_observation,
 )
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.networks import make_critic, make_denoiser
+from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
+from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
 from trebi_gym.agents.training import Loss
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.datasets.recipes import maximum_budget, published_recipe
+from trebi_gym.datasets.windows import Window
 from trebi_gym.errors import ConfigError
 
 PARTS = ("diffusion", "reward_critic", "cost_critic")
-"""The models, in the order in which ``learn`` fits them."""
+"""The paper's three models, in the order in which ``learn`` fits them."""
+
+OUTCOME = "outcome_critic"
+"""The model that ``fast`` has beside them."""
+
+EVERY_PART = (*PARTS, OUTCOME)
 
 LEARNERS = {
     "diffusion": ("learn_diffusion()", "scripts/train.py"),
     "reward_critic": ("learn_reward_critic()", "scripts/train_values.py"),
     "cost_critic": ("learn_cost_critic()", "scripts/train_cost_values.py"),
+    OUTCOME: ("learn_outcome_critic()", "scripts/train_outcomes.py"),
 }
 """Which method and which script learn each of them."""
 
 CONDITION_DROPOUT = 0.1
 """Share of windows that a denoiser with a condition sees without it."""
+
+OUTCOME_EARLY_ENDS = 0.5
+"""Share of windows that an outcome critic sees with fewer steps left: it scores plans to the last step of an episode."""
+
+
+def parts_of(config: TREBIConfig) -> tuple[str, ...]:
+    """Return the models that an agent of this configuration has, in the order in which ``learn`` fits them."""
+    return PARTS if config.outcome_critic is None else EVERY_PART
 
 
 @dataclass(frozen=True)
@@ -134,9 +150,15 @@ def noted(
 
 
 def make_windows(
-    dataset: EpisodeDataset, config: TREBIConfig, task: Task, device: torch.device | str = "cpu"
+    dataset: EpisodeDataset,
+    config: TREBIConfig,
+    task: Task,
+    device: torch.device | str = "cpu",
+    part: str | None = None,
 ) -> TrajectoryWindows:
-    """Return the data set's windows as the models see them."""
+    """Return the data set's windows as the models see them; the outcome critic's sums are undiscounted."""
+    if part == OUTCOME:
+        config = config.replace(discount=1.0, cost_discount=1.0)
     return TrajectoryWindows(
         dataset,
         config.horizon,
@@ -151,22 +173,29 @@ def make_windows(
 
 
 def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Module:
-    """Build one of the ``PARTS`` with initial weights that only depend on the seed.
+    """Build one of an agent's models with initial weights that only depend on the seed.
 
     Raises:
         ConfigError: the network refuses its options or sizes.
     """
-    networks: dict[str, NetworkConfig] = {
+    networks: dict[str, NetworkConfig | None] = {
         "diffusion": config.denoiser,
         "reward_critic": config.reward_critic,
         "cost_critic": config.cost_critic,
+        OUTCOME: config.outcome_critic,
     }
     network = networks[part]
+    if network is None:
+        raise ConfigError(
+            f"the configuration (preset {config.preset!r}) has no {part}; fast has one, see TREBIConfig.{part}"
+        )
     options: dict[str, Any] = dict(network.options)
-    if options.get("steps_left"):
+    if options.get("steps_left") or part == OUTCOME:
         options.setdefault("episode_length", task.episode_length)
+    if part == OUTCOME:
+        options.setdefault("cost_scale", task.cost_scale)
     size = task.action_size + task.observation_size
-    make = make_denoiser if part == "diffusion" else make_critic
+    make = {"diffusion": make_denoiser, OUTCOME: make_outcome_critic}.get(part, make_critic)
     # initialisers draw from torch's global state, which is left as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,9 +206,10 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
 
 
 def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> Loss:
-    """Return the loss of one of the ``PARTS`` on batches of windows."""
-    kind = _DenoisingLoss if part == "diffusion" else _CriticLoss
-    return kind(part, config, task, windows)
+    """Return the loss of one of an agent's models on batches of its windows."""
+    kinds: dict[str, Any] = {"diffusion": _DenoisingLoss, OUTCOME: _OutcomeLoss}
+    loss: Loss = kinds.get(part, _CriticLoss)(part, config, task, windows)
+    return loss
 
 
 class _WindowLoss:
@@ -205,6 +235,16 @@ class _WindowLoss:
     def _index(self, generator: torch.Generator) -> torch.Tensor:
         count, device = len(self._windows), self._windows.device
         return torch.randint(count, (self._batch_size,), generator=generator, device=device)
+
+    def _drawn(self, generator: torch.Generator, early_ends: float) -> Window:
+        """Draw windows, this share of which ends at a random earlier step."""
+        index = self._index(generator)
+        window = self._windows[index]
+        if early_ends <= 0:
+            return window
+        shortened = self._uniform(generator) < early_ends
+        steps = (self._uniform(generator) * window.steps_left).ceil().clamp(min=1)
+        return self._windows.ending_after(index, torch.where(shortened, steps, window.steps_left))
 
     def _pin_to(self, x0: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         first, size = x0[:, 0, self._task.action_size :], self._task.action_size
@@ -245,13 +285,7 @@ class _DenoisingLoss(_WindowLoss):
 
 class _CriticLoss(_WindowLoss):
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        index = self._index(generator)
-        window = self._windows[index]
-        if self._config.early_ends > 0:
-            shortened = self._uniform(generator) < self._config.early_ends
-            share = self._uniform(generator)
-            steps = (share * window.steps_left).ceil().clamp(min=1)
-            window = self._windows.ending_after(index, torch.where(shortened, steps, window.steps_left))
+        window = self._drawn(generator, self._config.early_ends)
         target = window.return_to_go if self._part == "reward_critic" else window.cost_to_go
         return window.trajectory, *self._levels(window.trajectory, generator), target, window.steps_left
 
@@ -262,3 +296,15 @@ class _CriticLoss(_WindowLoss):
         quantile = self._config.cost_quantile if self._part == "cost_critic" else None
         pin = self._pin_to(x0)
         return critic_loss(model, self._schedule, x0, t, noise, target, pin, left, quantile), {}
+
+
+class _OutcomeLoss(_WindowLoss):
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        window = self._drawn(generator, OUTCOME_EARLY_ENDS)
+        return window.trajectory, window.steps_left, window.cost_to_go, window.return_to_go
+
+    def __call__(
+        self, model: nn.Module, *drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        cost, reward = outcome_loss(cast(OutcomeCritic, model), *drawn)
+        return cost + reward, {"cost_loss": cost.detach(), "reward_loss": reward.detach()}

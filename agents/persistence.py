@@ -18,7 +18,7 @@ from trebi_gym.agents.checkpoint import Checkpoint
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffuser_import import read_published
 from trebi_gym.agents.learning import Run
-from trebi_gym.agents.models import PARTS, Task, make_model
+from trebi_gym.agents.models import EVERY_PART, Task, make_model, parts_of
 from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
@@ -32,10 +32,11 @@ A = TypeVar("A", bound="TREBIAgent")
 
 def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
     """Write the agent; see ``TREBIAgent.save``."""
-    unknown = sorted(set(parts or ()) - set(PARTS))
+    known = parts_of(agent.config)
+    unknown = sorted(set(parts or ()) - set(known))
     if isinstance(parts, str) or unknown:
-        raise ConfigError(f"parts must be a list of {', '.join(PARTS)}; got {parts!r}")
-    chosen = [part for part in PARTS if part in agent.models and (parts is None or part in parts)]
+        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {parts!r}")
+    chosen = [part for part in known if part in agent.models and (parts is None or part in parts)]
     run = agent.run if agent.run is not None and (parts is None or agent.run.part in parts) else None
     if agent.task is None or (not chosen and run is None):
         raise NotLearnedError(
@@ -57,7 +58,7 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
         "trebi_gym": version("trebi-gym"),
         "torch": torch.__version__,
     }
-    if agent.calibration is not None and len(chosen) == len(PARTS):
+    if agent.calibration is not None and len(chosen) == len(known):
         description |= {"calibration": agent.calibration.to_dict(), "risk": agent.risk}
     tensors = {
         "observations.center": torch.from_numpy(task.observations.center),
@@ -122,7 +123,7 @@ def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]
     """
     found = checkpoint.read(path)
     mine = {"config": agent.config.to_dict(), "learned_from": agent.learned_from, "seed": agent.seed}
-    theirs = {name: found.description.get(name) for name in mine}
+    theirs = {name: found.description.get(name) for name in mine} | {"config": _config(found).to_dict()}
     mine = json.loads(json.dumps(mine))
     differing = [name for name in mine if mine[name] != theirs[name]]
     if differing:
@@ -157,11 +158,11 @@ def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = [path / f"{part}.zip" for part in PARTS if (path / f"{part}.zip").is_file()]
+    files = [path / f"{part}.zip" for part in EVERY_PART if (path / f"{part}.zip").is_file()]
     if not files and (path / "agent.zip").is_file():
         files = [path / "agent.zip"]
     if not files:
-        expected = ", ".join(f"{part}.zip" for part in PARTS)
+        expected = ", ".join(f"{part}.zip" for part in EVERY_PART)
         raise CheckpointError(f"the folder {path} holds no part of an agent ({expected}) and no agent.zip")
     return files
 
@@ -172,7 +173,12 @@ def _identity(found: Checkpoint) -> tuple[str, dict[str, list[float]]]:
         for name, value in found.tensors.items()
         if name.startswith(("observations.", "actions."))
     }
-    return json.dumps([found.description[key] for key in ("config", "task")], sort_keys=True), arrays
+    return json.dumps([_config(found).to_dict(), found.description["task"]], sort_keys=True), arrays
+
+
+def _config(found: Checkpoint) -> TREBIConfig:
+    """Return the configuration of a file, with what has been added since it was written."""
+    return TREBIConfig.from_dict(found.description["config"])
 
 
 def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str) -> A:
@@ -195,9 +201,7 @@ def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str
             raise CheckpointError(
                 f"the agent's observations and actions have shapes {asked}, the environment's {found_there}"
             )
-    agent = cls(
-        spaces, TREBIConfig.from_dict(description["config"]), device=device, seed=int(description["seed"])
-    )
+    agent = cls(spaces, _config(found), device=device, seed=int(description["seed"]))
     if env is not None:
         agent._env = env
     task = description["task"]
@@ -217,8 +221,10 @@ def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str
 def _take_models(agent: TREBIAgent, found: Checkpoint) -> None:
     assert agent.task is not None
     for part in found.description["parts"]:
-        if part not in PARTS:
-            raise CheckpointError(f"unknown part {part!r}; an agent has {', '.join(PARTS)}")
+        if part not in parts_of(agent.config):
+            raise CheckpointError(
+                f"unknown part {part!r}; an agent of this configuration has {', '.join(parts_of(agent.config))}"
+            )
         model = _filled(part, agent.config, agent.task, found.part(f"model.{part}"), "the file")
         agent.models[part] = model.to(agent.device)
 

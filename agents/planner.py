@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +12,19 @@ import torch
 from torch import nn
 
 from trebi_gym.agents.capture import Recordings, computing_in
+from trebi_gym.agents.checked import require
 from trebi_gym.agents.config import PlannerConfig, TREBIConfig
 from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
 from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance, count_draws
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.models import PARTS, Task
+from trebi_gym.agents.models import OUTCOME, PARTS, Task
 from trebi_gym.agents.networks import MLPDenoiser
 from trebi_gym.agents.networks.inference import for_inference
+from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.pairs import pair
+from trebi_gym.agents.plans import Candidates, Plan
+from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import AffineNormalizer
 
 Array = npt.NDArray[Any]
@@ -31,38 +34,6 @@ MAX_ROWS = 16_384
 
 MAX_CONVOLVED_ROWS = 2_048
 """The same for networks that convolve, whose gradient keeps some 0.3 MB a plan."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """N candidate plans of H steps for each of E environments, the best first."""
-
-    actions: npt.NDArray[np.float32]  # (E, N, H, A)
-    observations: npt.NDArray[np.float32]  # (E, N, H, O)
-    rewards: npt.NDArray[np.float32]  # (E, N) predicted discounted reward to the episode's end
-    costs: npt.NDArray[np.float32]  # (E, N) predicted cost to the episode's end, in the critic's units
-    budgets: npt.NDArray[np.float32]  # (E,) what the costs were held against, in the same units
-
-    @property
-    def feasible(self) -> npt.NDArray[np.bool_]:
-        """(E, N) whether a plan is predicted to keep its budget."""
-        kept: npt.NDArray[np.bool_] = self.costs <= self.budgets[:, None]
-        return kept
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What the search leaves on the device."""
-
-    trajectories: torch.Tensor  # (E, N, H, D) normalised, in drawing order
-    rewards: torch.Tensor  # (E, N)
-    costs: torch.Tensor  # (E, N)
-    order: torch.Tensor  # (E, N) indices, best first
-
-    @property
-    def parts(self) -> tuple[torch.Tensor, ...]:
-        """The fields, in order."""
-        return self.trajectories, self.rewards, self.costs, self.order
 
 
 class BudgetGuidedPlanner:
@@ -77,6 +48,8 @@ class BudgetGuidedPlanner:
         horizon: H.
         observation_normalizer: of the O observation columns.
         action_normalizer: of the A action columns.
+        outcome_critic: scores finished plans for ``ranking="outcome"``; None where there is none.
+        cost_discount: of the cost critic, in whose units plans' costs and budgets are.
         cost_scale: the greatest cost-to-go in the data, the unit in which a denoiser that is conditioned on cost is asked
             for plans; None for one that is not.
         least_steps_left: the fewest steps left that the critics were trained on.
@@ -94,6 +67,8 @@ class BudgetGuidedPlanner:
         horizon: int,
         observation_normalizer: AffineNormalizer,
         action_normalizer: AffineNormalizer,
+        outcome_critic: OutcomeCritic | None = None,
+        cost_discount: float = 1.0,
         cost_scale: float | None = None,
         least_steps_left: int = 1,
         max_rows: int = MAX_ROWS,
@@ -103,6 +78,14 @@ class BudgetGuidedPlanner:
         self._reward_critic = reward_critic.eval().requires_grad_(False)
         self._cost_critic = cost_critic.eval().requires_grad_(False)
         self._both = pair(reward_critic, cost_critic)
+        self._outcome_critic = None if outcome_critic is None else outcome_critic.eval().requires_grad_(False)
+        self._cost_discount = cost_discount
+        if outcome_critic is not None and config.ranking == "outcome":
+            low, *_, high = outcome_critic.levels
+            require(
+                low <= config.cost_level <= high,
+                f"cost_level is {config.cost_level:g}, but the outcome critic learned the quantiles {low:g} to {high:g}",
+            )
         self._max_rows = max_rows
         self._schedule = schedule
         self._horizon = horizon
@@ -124,7 +107,12 @@ class BudgetGuidedPlanner:
         )
 
     def search(
-        self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator
+        self,
+        observations: Array,
+        budgets: Array,
+        steps_left: Array,
+        generator: torch.Generator,
+        discounted: Array | None = None,
     ) -> Candidates:
         """Sample and rank candidates.
 
@@ -133,17 +121,21 @@ class BudgetGuidedPlanner:
             budgets: (E,) what the rest of the episode may cost, in the cost critic's units; may be infinite.
             steps_left: (E,) steps to the end of the episode.
             generator: of the noise.
+            discounted: (E,) whether a budget is discounted, so that the outcome critic's plain sums do not fit it;
+                None: none is.
         """
         start = self._tensor(self._observations.normalize(observations))
-        budget, left = self._tensor(budgets), self._tensor(np.maximum(steps_left, self._least_steps_left))
-        found = self._in_parts(self._sampled, start, budget, left, generator)
+        budget, left = self._tensor(budgets), self._tensor(steps_left)
+        plain = self._tensor(np.ones(len(start)) if discounted is None else ~np.asarray(discounted)) > 0
+        asked = (start, budget, left, plain)
+        found = self._in_parts(self._sampled, asked, generator)
         if self._sampled_again is None:
             return found
         # the one place where planning waits for a GPU before its end
         broken = (found.costs.amin(dim=1) > budget).nonzero()[:, 0]
         if len(broken) == 0:
             return found
-        again = self._in_parts(self._sampled_again, start[broken], budget[broken], left[broken], generator)
+        again = self._in_parts(self._sampled_again, tuple(value[broken] for value in asked), generator)
         cheaper = again.costs.amin(dim=1) < found.costs[broken].amin(dim=1)
         for new, old in zip(again.parts, found.parts, strict=True):
             old[broken[cheaper]] = new[cheaper]
@@ -152,22 +144,14 @@ class BudgetGuidedPlanner:
     def _in_parts(
         self,
         sampled: Recordings,
-        start: torch.Tensor,
-        budget: torch.Tensor,
-        left: torch.Tensor,
+        asked: tuple[torch.Tensor, ...],
         generator: torch.Generator,
     ) -> Candidates:
         """Search for as many environments at once as memory is meant to hold."""
         at_once = max(1, self._max_rows // self.config.candidates)
         parts = [
-            self._search(
-                sampled,
-                start[first : first + at_once],
-                budget[first : first + at_once],
-                left[first : first + at_once],
-                generator,
-            )
-            for first in range(0, len(start), at_once)
+            self._search(sampled, tuple(value[first : first + at_once] for value in asked), generator)
+            for first in range(0, len(asked[0]), at_once)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -178,14 +162,12 @@ class BudgetGuidedPlanner:
     def _search(
         self,
         sampled: Recordings,
-        start: torch.Tensor,
-        budget: torch.Tensor,
-        steps_left: torch.Tensor,
+        asked: tuple[torch.Tensor, ...],
         generator: torch.Generator,
     ) -> Candidates:
-        shape = (len(start) * self.config.candidates, self._horizon, self._size)
+        shape = (len(asked[0]) * self.config.candidates, self._horizon, self._size)
         noise = (torch.randn(shape, generator=generator, device=self._device) for _ in range(self._draws))
-        return Candidates(*sampled(start, budget, steps_left, *noise))
+        return Candidates(*sampled(*asked, *noise))
 
     def _sample(
         self,
@@ -193,13 +175,14 @@ class BudgetGuidedPlanner:
         start: torch.Tensor,
         budget: torch.Tensor,
         steps_left: torch.Tensor,
+        plain: torch.Tensor,
         *noise: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Return the fields of ``Candidates``; nothing here waits for a GPU or draws, so that it can be recorded."""
         config, environments = self.config, len(start)
         rows = environments * config.candidates
-        start, budgets, left = (
-            value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left)
+        start, budgets, left, plain = (
+            value.repeat_interleave(config.candidates, dim=0) for value in (start, budget, steps_left, plain)
         )
         condition: tuple[torch.Tensor, ...] = ()
         if self._cost_scale is not None:
@@ -217,7 +200,7 @@ class BudgetGuidedPlanner:
             budgets=budgets,
             cost_weight=config.cost_weight,
             guide_type=config.guide_type,
-            steps_left=left,
+            steps_left=left.clamp(min=self._least_steps_left),
             both=self._both,
             skip_zeros=self._both is None and self._device.type == "cpu",
         )
@@ -237,6 +220,8 @@ class BudgetGuidedPlanner:
         with computing_in("float32", self._device):
             if not original or scores is None:
                 scores = guide.scores(x, torch.zeros(1, dtype=torch.long, device=self._device).expand(rows))
+            if config.ranking == "outcome":
+                scores = self._outcome(x, left, plain, scores)
         shaped = Scores(*(value.float().view(environments, config.candidates) for value in scores))
         if original:
             order = original_values(shaped, budget).argsort(dim=1, descending=True, stable=True)
@@ -244,6 +229,14 @@ class BudgetGuidedPlanner:
             order = rank(shaped, budget)
         plans = x.view(environments, config.candidates, self._horizon, self._size)
         return plans, shaped.rewards, shaped.costs, order
+
+    def _outcome(self, x: torch.Tensor, left: torch.Tensor, plain: torch.Tensor, guided: Scores) -> Scores:
+        """Score finished plans by the outcome critic, costs in the cost critic's units; keep those of discounted budgets."""
+        assert self._outcome_critic is not None
+        cost = self._outcome_critic.quantile(x, left, self.config.cost_level)
+        reward = self._outcome_critic.rewards(x, left, cost)
+        in_units = cost * geometric_sum(self._cost_discount, left) / left
+        return Scores(torch.where(plain, reward, guided.rewards), torch.where(plain, in_units, guided.costs))
 
     def best_actions(self, candidates: Candidates, count: int) -> npt.NDArray[np.float32]:
         """Return the first ``count`` actions (E, count, A) of each environment's best plan, in raw units."""
@@ -282,12 +275,13 @@ class BudgetGuidedPlanner:
 def make_planner(
     models: Mapping[str, nn.Module], task: Task, config: TREBIConfig, device: torch.device
 ) -> BudgetGuidedPlanner:
-    """Return the planner of an agent's three models, by the names of ``PARTS``."""
+    """Return the planner of an agent's models, by their names."""
     conditioned = bool(config.denoiser.options.get("condition"))
     size = task.action_size + task.observation_size
     denoiser, reward_critic, cost_critic = (
         for_inference(models[part], config.horizon, size) for part in PARTS
     )
+    outcome_critic = for_inference(models[OUTCOME], config.horizon, size) if OUTCOME in models else None
     return BudgetGuidedPlanner(
         denoiser,
         reward_critic,
@@ -297,6 +291,8 @@ def make_planner(
         horizon=config.horizon,
         observation_normalizer=task.observations,
         action_normalizer=task.actions,
+        outcome_critic=cast("OutcomeCritic | None", outcome_critic),
+        cost_discount=config.cost_discount,
         cost_scale=task.cost_scale if conditioned else None,
         least_steps_left=1 if config.early_ends > 0 else config.horizon,
         max_rows=MAX_ROWS if isinstance(denoiser, MLPDenoiser) else MAX_CONVOLVED_ROWS,

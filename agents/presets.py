@@ -27,6 +27,7 @@ toy_safe_env = TREBIConfig(
     denoiser=NetworkConfig("temporal_unet", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     reward_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     cost_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
+    outcome_critic=None,
     discount=0.99,
     cost_discount=0.99,
     cost_quantile=None,
@@ -56,6 +57,8 @@ fast_long = fast.replace(
     cost_discount=1.0,
     denoiser_training={"steps": 30_000},
     critic_training={"steps": 8_000},
+    outcome_critic=None,
+    planner=PlannerConfig(),
 )
 
 PRESETS: dict[str, TREBIConfig] = {

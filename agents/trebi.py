@@ -1,4 +1,4 @@
-"""TREBIAgent: episodes in, three models learned, and at every step a budget in and an action out."""
+"""TREBIAgent: episodes in, models learned, and at every step a budget in and an action out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from trebi_gym.agents.calibrating import Calibrates
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.inputs import BudgetLike, parse_request, planning_budgets
 from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
-from trebi_gym.agents.models import LEARNERS, PARTS, Task, budget_factor, fit_task, noted
-from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan, make_planner
+from trebi_gym.agents.models import LEARNERS, OUTCOME, Task, budget_factor, fit_task, noted, parts_of
+from trebi_gym.agents.planner import BudgetGuidedPlanner, make_planner
+from trebi_gym.agents.plans import Plan
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
 from trebi_gym.agents.state import PlanState
@@ -89,11 +90,11 @@ class TREBIAgent(Calibrates):
         progress_bar: bool = True,
         resume_from: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Learn all three models from logged episodes, from the start.
+        """Learn all models from logged episodes, from the start.
 
         Args:
             dataset: a data set, its name, or its file.
-            total_steps: optimiser steps of the three models together, shared as the configuration does;
+            total_steps: optimiser steps of the models together, shared as the configuration does;
                 None takes the configuration's.
             callback: as in Stable-Baselines3: a ``BaseCallback``, a list, or a function (locals, globals) -> bool;
                 False ends learning. ``num_timesteps`` counts optimiser steps.
@@ -105,7 +106,9 @@ class TREBIAgent(Calibrates):
             DatasetError: the data cannot be used.
             CheckpointError: ``resume_from`` belongs to another configuration or other data.
         """
-        return self._learn(PARTS, dataset, total_steps, callback, log_interval, progress_bar, resume_from)
+        return self._learn(
+            parts_of(self.config), dataset, total_steps, callback, log_interval, progress_bar, resume_from
+        )
 
     def learn_diffusion(self, dataset: EpisodeDataset | str | os.PathLike[str], **kwargs: Any) -> Self:
         """Learn the trajectory model only; keyword arguments as for ``learn``."""
@@ -118,6 +121,10 @@ class TREBIAgent(Calibrates):
     def learn_cost_critic(self, dataset: EpisodeDataset | str | os.PathLike[str], **kwargs: Any) -> Self:
         """Learn the critic of the cost to come only; keyword arguments as for ``learn``."""
         return self._learn(("cost_critic",), dataset, **kwargs)
+
+    def learn_outcome_critic(self, dataset: EpisodeDataset | str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Learn the critic of finished plans only, where the configuration has one; keyword arguments as for ``learn``."""
+        return self._learn((OUTCOME,), dataset, **kwargs)
 
     def _learn(
         self,
@@ -145,9 +152,10 @@ class TREBIAgent(Calibrates):
         run_parts(self, parts, episodes, total_steps, callback, log_interval, progress_bar)
         return self
 
-    def take_up(self, dataset: EpisodeDataset, parts: Sequence[str] = PARTS) -> None:
+    def take_up(self, dataset: EpisodeDataset, parts: Sequence[str] | None = None) -> None:
         """Note which data these parts learn from, and fit to them what all share; ``learn`` does it by itself."""
-        whole = self.task is None or set(parts) == set(PARTS)
+        parts = parts_of(self.config) if parts is None else parts
+        whole = self.task is None or set(parts) == set(parts_of(self.config))
         if whole:
             self.task = fit_task(dataset, self.config, budget_factor(dataset, self.config))
         self.learned_from = noted(self.learned_from, dataset, parts, whole)
@@ -233,7 +241,7 @@ class TREBIAgent(Calibrates):
         Raises:
             NotLearnedError: a model is missing.
         """
-        missing = [part for part in PARTS if part not in self.models]
+        missing = [part for part in parts_of(self.config) if part not in self.models]
         if missing or self.task is None:
             remedies = "; ".join(f"{part}: {LEARNERS[part][0]} or {LEARNERS[part][1]}" for part in missing)
             raise NotLearnedError(

@@ -132,7 +132,7 @@ def test_learn_evaluate_record_and_info_work_one_after_the_other(tmp_path, capsy
         ),
         (
             ("learn", "--dataset", DATASET, "--output", "a.zip", "--total-steps", "2"),
-            "total_steps must be at least 3",
+            "total_steps must be at least 4",
         ),
         (("learn", "--dataset", DATASET, "--output", "a.zip", "--resume"), "nothing to resume"),
         (
@@ -197,17 +197,25 @@ def script(name, *arguments):
     )
 
 
-def test_the_three_stages_fill_one_folder_that_planning_finds(tmp_path):
+STAGES = ("train.py", "train_values.py", "train_cost_values.py", "train_outcomes.py")
+
+
+def test_the_stages_fill_one_folder_that_planning_finds(tmp_path):
     which = ["--dataset", DATASET, "--config", "config.fast"]
     early = script("plan_cost_guided.py", *which)
     assert early.returncode == 2
-    for name in ("train.py", "train_values.py", "train_cost_values.py"):
+    for name in STAGES:
         assert f"scripts/{name}" in early.stderr
-    for name in ("train.py", "train_values.py", "train_cost_values.py"):
+    for name in STAGES:
         done = script(name, *which, "--total_steps", "10")
         assert done.returncode == 0, done.stderr
     folder = tmp_path / "logs" / DATASET / "fast"
-    assert set(TREBIAgent.load(folder).models) == {"diffusion", "reward_critic", "cost_critic"}
+    assert set(TREBIAgent.load(folder).models) == {
+        "diffusion",
+        "reward_critic",
+        "cost_critic",
+        "outcome_critic",
+    }
     planned = script("plan_cost_guided.py", *which, "--ratio_of_maxthreshold", "0.2", "--episodes", "1")
     assert planned.returncode == 0, planned.stderr
     assert json.loads((folder / "plan-0.2.json").read_text())["episodes"][0]["budget"] == 12.0

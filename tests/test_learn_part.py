@@ -50,7 +50,7 @@ def test_without_a_data_set_the_agents_own_is_taken(saved, tmp_path):
 
 def test_a_name_that_stands_for_other_data_by_now_is_not_taken(saved, shipped_dataset, tmp_path, capsys):
     agent = TREBIAgent.load(saved)
-    agent.learn(some(shipped_dataset, 5), total_steps=3, progress_bar=False)
+    agent.learn(some(shipped_dataset, 5), total_steps=4, progress_bar=False)
     agent.save(saved)
     before = saved.read_bytes()
     with pytest.raises(SystemExit):
@@ -86,7 +86,7 @@ def free(observation, action, next_observation, info):
 def test_an_agent_of_replaced_costs_is_not_scored_by_the_costs_of_the_task(tiny_config, tmp_path):
     replaced = load(NAME, cost=free)
     agent = TREBIAgent(config=tiny_config, device="cpu", seed=0)
-    agent.learn(replaced, total_steps=3, progress_bar=False)
+    agent.learn(replaced, total_steps=4, progress_bar=False)
     agent = TREBIAgent.load(agent.save(tmp_path / "a.zip"))
     with pytest.raises(
         ConfigError, match="learned from costs that free gave, and SafePendulum-v0 reports its own"

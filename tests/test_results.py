@@ -144,7 +144,7 @@ def test_a_cell_of_other_episodes_or_weights_is_refused(toy, agents, shipped_dat
 
 def test_an_agent_of_other_data_or_of_another_seed_is_refused(toy, agents, shipped_dataset, tiny_config):
     other = TREBIAgent(config=tiny_config, device="cpu", seed=7)
-    other.learn(shipped_dataset.select(range(5)), total_steps=3, progress_bar=False).save(
+    other.learn(shipped_dataset.select(range(5)), total_steps=4, progress_bar=False).save(
         agents / "toy-0.zip"
     )
     with pytest.raises(ConfigError, match=r"seed: 7, not 0; episodes in its data: 5, not 100"):

@@ -43,7 +43,7 @@ def test_fast_is_scored_undiscounted_against_the_undiscounted_maximum(agent):
 
 
 def test_the_constant_rule_counts_as_the_original_does(agent):
-    agent.set_planner(budget_rule="constant")
+    agent.set_planner(budget_rule="constant", ranking="rescored")
     policy, discount, maximum = _accounting(agent, PlanArguments(PENDULUM))
     assert isinstance(policy, OriginalAccounting)
     assert (discount, maximum) == (1.0, 60.0)
@@ -64,7 +64,7 @@ def test_locomotion_is_scored_discounted_against_the_discounted_maximum(agent):
 
 
 def test_the_originals_accounting_gives_the_agent_budgets_in_its_critics_units(agent):
-    agent.set_planner(budget_rule="constant")
+    agent.set_planner(budget_rule="constant", ranking="rescored")
     policy, *_ = _accounting(agent, PlanArguments(PENDULUM))
     found = evaluate_budgets(policy, "ShortPendulum-v0", budgets=[5.0, 20.0], episodes=2, seed=0)
     assert [record.budget for record in found.records] == [5.0, 5.0, 20.0, 20.0], (

@@ -16,7 +16,7 @@ import torch
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.config import TREBIConfig
-from trebi_gym.agents.models import PARTS, make_loss, make_model, make_windows
+from trebi_gym.agents.models import make_loss, make_model, make_windows, parts_of
 from trebi_gym.agents.presets import PRESETS, preset
 from trebi_gym.agents.spaces import resolve_device
 from trebi_gym.agents.training import Fit
@@ -130,7 +130,7 @@ def random_dataset(size: str, episodes: int = 4) -> EpisodeDataset:
 def untrained(config: TREBIConfig | str, dataset: EpisodeDataset, device: torch.device | str) -> TREBIAgent:
     """Return an agent with initial weights, whose cost critic expects a cost of about 1 for every plan."""
     agent = TREBIAgent(config=config, seed=0, device=device)
-    agent.learn(dataset, total_steps=len(PARTS), progress_bar=False)
+    agent.learn(dataset, total_steps=len(parts_of(agent.config)), progress_bar=False)
     last = [m for m in agent.models["cost_critic"].modules() if isinstance(m, torch.nn.Linear)][-1]
     with torch.no_grad():
         last.weight.mul_(1e-3)
@@ -187,8 +187,8 @@ def _updates(
         config = preset(paper if who == TEXTBOOK else who)
         agent = untrained(config, dataset, device)
         assert agent.task is not None
-        windows = make_windows(dataset, config, agent.task, "cpu" if who == TEXTBOOK else device)
-        for part in PARTS:
+        for part in parts_of(config):
+            windows = make_windows(dataset, config, agent.task, "cpu" if who == TEXTBOOK else device, part)
             training = dataclasses.replace(config.training_of(part), steps=10**9)
             model = make_model(part, config, agent.task, 0).to(device)
             if who == TEXTBOOK:

@@ -29,7 +29,7 @@ def run_demo(output: Path, *, seed: int, episodes: int, total_steps: int | None)
     maximum = maximum_budget(dataset)
     print(f"1/4  the data: {dataset}\n     maximum budget {maximum.value:g}, {maximum.rule}\n")
 
-    print("2/4  learning three models from these episodes, without touching the environment")
+    print("2/4  learning the models from these episodes, without touching the environment")
     agent = TREBIAgent(config="fast", seed=seed, device="cpu", tensorboard_log=output / "log")
     agent.learn(dataset, total_steps=total_steps)
     file = agent.save(output / "agent.zip")

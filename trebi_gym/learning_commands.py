@@ -33,7 +33,7 @@ def learn(
         dataset: a data set's name or file.
         output: the agent's file, a zip.
         config: a preset: fast, fast_long, toy_safe_env or locomotion.
-        total_steps: optimiser steps of the three models together; default: the preset's.
+        total_steps: optimiser steps of the models together; default: the preset's.
         seed: of weights and training.
         device: auto, cpu, cuda, ...
         log_folder: for the training log, as TensorBoard events and CSV.
@@ -109,7 +109,7 @@ def import_agent(
 
 
 def learn_part(
-    part: Positional[Literal["diffusion", "reward_critic", "cost_critic"]],
+    part: Positional[Literal["diffusion", "reward_critic", "cost_critic", "outcome_critic"]],
     agent: Path,
     dataset: str | None = None,
     output: Path | None = None,
@@ -119,10 +119,10 @@ def learn_part(
     checkpoint_every: int = 2_000,
     resume: bool = False,
 ) -> None:
-    """Learn one of an agent's three models, and keep the others.
+    """Learn one of an agent's models, and keep the others.
 
     Args:
-        part: diffusion, reward_critic or cost_critic.
+        part: diffusion, reward_critic, cost_critic, or outcome_critic where the agent has one.
         agent: the agent's file.
         dataset: a data set's name or file; default: the name that the agent keeps of its own, if that is still the same.
         output: the file of the agent with the new model; default: the agent's own.

@@ -14,7 +14,7 @@ import tyro
 
 from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.accounting import OriginalAccounting
-from trebi_gym.agents.models import LEARNERS, PARTS
+from trebi_gym.agents.models import LEARNERS, parts_of
 from trebi_gym.agents.presets import PRESETS, preset
 from trebi_gym.agents.spaces import resolve_seed
 from trebi_gym.datasets.recipes import RECIPES, known_name
@@ -115,7 +115,7 @@ def agent_folder(logbase: Path, dataset: str, config: str | None) -> Path:
 
 
 def train_stage(part: str, arguments: StageArguments) -> None:
-    """Learn one of the three models and put it into the agent folder.
+    """Learn one of the models and put it into the agent folder.
 
     Raises:
         ConfigError: no such preset, or nothing to resume.
@@ -138,7 +138,7 @@ def train_stage(part: str, arguments: StageArguments) -> None:
         every=arguments.checkpoint_every,
         resume=arguments.resume,
     )
-    missing = [name for name in PARTS if not (folder / f"{name}.zip").is_file()]
+    missing = [name for name in parts_of(agent.config) if not (folder / f"{name}.zip").is_file()]
     print(f"written to {target}")
     for name in missing:
         print(f"still to do: {LEARNERS[name][1]}")
@@ -152,7 +152,8 @@ def plan_stage(arguments: PlanArguments) -> None:
         BudgetError: the ratio is no budget.
     """
     folder = agent_folder(arguments.logbase, arguments.dataset, arguments.config)
-    missing = [part for part in PARTS if not (folder / f"{part}.zip").is_file()]
+    wanted = parts_of(stage_config(arguments.dataset, arguments.config))
+    missing = [part for part in wanted if not (folder / f"{part}.zip").is_file()]
     if missing:
         todo = ", ".join(f"{part} (python {LEARNERS[part][1]})" for part in missing)
         chosen = f" --config {arguments.config}" if arguments.config else ""

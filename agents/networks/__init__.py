@@ -1,4 +1,4 @@
-"""The networks, by name: denoisers read (B, H, D) and give (B, H, D), critics give (B,)."""
+"""The networks, by name: denoisers read (B, H, D) and give (B, H, D), critics give (B,), outcome critics also quantiles."""
 
 from __future__ import annotations
 
@@ -8,22 +8,31 @@ from torch import nn
 
 from trebi_gym.agents.networks.critic import TemporalCritic
 from trebi_gym.agents.networks.mlp import MLPCritic, MLPDenoiser
+from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.temporal_unet import TemporalUnet
 
 DENOISERS: dict[str, type[nn.Module]] = {"temporal_unet": TemporalUnet, "mlp": MLPDenoiser}
 CRITICS: dict[str, type[nn.Module]] = {"temporal": TemporalCritic, "mlp": MLPCritic}
-NETWORKS: dict[str, dict[str, type[nn.Module]]] = {"denoiser": DENOISERS, "critic": CRITICS}
+OUTCOME_CRITICS: dict[str, type[nn.Module]] = {"mlp": OutcomeCritic}
+NETWORKS: dict[str, dict[str, type[nn.Module]]] = {
+    "denoiser": DENOISERS,
+    "critic": CRITICS,
+    "outcome critic": OUTCOME_CRITICS,
+}
 
 __all__ = [
     "CRITICS",
     "DENOISERS",
     "NETWORKS",
+    "OUTCOME_CRITICS",
     "MLPCritic",
     "MLPDenoiser",
+    "OutcomeCritic",
     "TemporalCritic",
     "TemporalUnet",
     "make_critic",
     "make_denoiser",
+    "make_outcome_critic",
 ]
 
 
@@ -35,6 +44,11 @@ def make_denoiser(name: str, *, horizon: int, transition_dim: int, **options: ob
 def make_critic(name: str, *, horizon: int, transition_dim: int, **options: object) -> nn.Module:
     """Build the critic called name; raise ValueError for an unknown name or option."""
     return _make("critic", name, horizon, transition_dim, options)
+
+
+def make_outcome_critic(name: str, *, horizon: int, transition_dim: int, **options: object) -> nn.Module:
+    """Build the outcome critic called name; raise ValueError for an unknown name or option."""
+    return _make("outcome critic", name, horizon, transition_dim, options)
 
 
 def _make(kind: str, name: str, horizon: int, transition_dim: int, options: dict[str, object]) -> nn.Module:

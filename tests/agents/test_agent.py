@@ -245,12 +245,12 @@ def test_a_budget_of_the_critics_discount_is_passed_through(tiny_agent):
 def test_the_constant_rule_uses_the_published_factor_the_configured_one_or_the_datas_own(
     agent, shipped_dataset, tiny_config
 ):
-    agent.set_planner(budget_rule="constant")
+    agent.set_planner(budget_rule="constant", ranking="rescored")
     assert threshold(agent, ONE, 60.0) == pytest.approx(60 * 0.336, rel=1e-5)
 
     def learned(config, dataset):
-        made = TREBIAgent(config=config, device="cpu", seed=0).learn(dataset, 3, progress_bar=False)
-        return made.set_planner(budget_rule="constant")
+        made = TREBIAgent(config=config, device="cpu", seed=0).learn(dataset, 4, progress_bar=False)
+        return made.set_planner(budget_rule="constant", ranking="rescored")
 
     configured = learned(tiny_config.replace(planner={"budget_factor": 0.5}), shipped_dataset)
     assert threshold(configured, ONE, 60.0) == pytest.approx(30.0, rel=1e-5)
@@ -348,7 +348,7 @@ def test_without_an_environment_the_spaces_are_those_that_the_data_set_names(tin
 def test_data_of_an_unknown_environment_bound_the_actions_by_their_own(shipped_dataset, tiny_config):
     part = shipped_dataset.select(range(3))
     unnamed = dataclasses.replace(part, metadata={})
-    agent = TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(unnamed, 3, progress_bar=False)
+    agent = TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(unnamed, 4, progress_bar=False)
     assert agent.action_space.low.tolist() == part.actions.min(axis=0).tolist()
     assert agent.action_space.high.tolist() == part.actions.max(axis=0).tolist()
 

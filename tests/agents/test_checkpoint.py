@@ -14,7 +14,7 @@ from stable_baselines3 import SAC
 from toy_envs import register_toy_envs
 
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.agents.models import PARTS
+from trebi_gym.agents.models import EVERY_PART
 from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
 
 register_toy_envs()
@@ -223,7 +223,7 @@ def test_a_member_that_would_fill_the_memory_is_refused(saved, monkeypatch):
 def folder(shipped_dataset, tiny_config, tmp_path):
     """What the three training scripts leave: each part in a file of its own."""
     target = tmp_path / "parts"
-    for part in PARTS:
+    for part in EVERY_PART:
         agent = TREBIAgent(config=tiny_config, device="cpu", seed=0)
         getattr(agent, f"learn_{part}")(shipped_dataset, progress_bar=False)
         agent.save(target / part)

@@ -111,7 +111,7 @@ def test_a_preset_is_found_by_its_name_and_by_the_originals_way_of_writing_it():
         ({"planner": {"guide_scale": -0.1}}, "guide_scale must be at least 0"),
         ({"planner": {"guide_moves": -1}}, "guide_moves must be at least 0"),
         ({"planner": {"guide_type": 2}}, "guide_type must be one of 0, 1; got 2"),
-        ({"planner": {"ranking": "best"}}, "ranking must be one of rescored, original"),
+        ({"planner": {"ranking": "best"}}, "ranking must be one of outcome, rescored, original"),
         ({"planner": {"ranking": "original", "guide_moves": 0}}, "needs guide_moves of at least 1"),
         ({"planner": {"budget_rule": "x"}}, "budget_rule must be one of remaining, constant"),
         ({"planner": {"budget_factor": 0.0}}, "budget_factor must be positive"),

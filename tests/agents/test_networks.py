@@ -56,7 +56,7 @@ def test_a_critic_gives_one_number_a_row_and_a_finite_gradient(name, steps_left)
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", sorted(NETWORKS))
+@pytest.mark.parametrize("kind", ["critic", "denoiser"])
 def test_rows_do_not_influence_each_other(kind):
     x, t = batch()
     for name, network_class in NETWORKS[kind].items():
@@ -64,7 +64,7 @@ def test_rows_do_not_influence_each_other(kind):
         torch.testing.assert_close(network(x, t)[1:2], network(x[1:2], t[1:2]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", sorted(NETWORKS))
+@pytest.mark.parametrize("kind", ["critic", "denoiser"])
 def test_a_step_expanded_over_the_rows_gives_what_the_same_step_in_every_row_gives(kind):
     x, _ = batch()
     for name, network_class in NETWORKS[kind].items():

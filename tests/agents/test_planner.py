@@ -7,7 +7,8 @@ from torch import nn
 
 from trebi_gym.agents import PlannerConfig, planner
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.planner import BudgetGuidedPlanner, Plan
+from trebi_gym.agents.planner import BudgetGuidedPlanner
+from trebi_gym.agents.plans import Plan
 from trebi_gym.datasets import AffineNormalizer
 
 HORIZON, ACTION, OBSERVATION = 4, 1, 2

@@ -11,12 +11,12 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 
 from trebi_gym.agents import TrainingConfig, TREBIAgent
-from trebi_gym.agents.models import PARTS
+from trebi_gym.agents.models import EVERY_PART
 from trebi_gym.agents.training import Fit
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import CheckpointError, ConfigError, DatasetError
 
-STEPS = {"diffusion": 40, "reward_critic": 20, "cost_critic": 20}  # of tiny_config
+STEPS = {"diffusion": 40, "reward_critic": 20, "cost_critic": 20, "outcome_critic": 20}  # of tiny_config
 
 
 def make_agent(config, seed=0, **options):
@@ -71,7 +71,7 @@ def test_another_seed_gives_other_weights(shipped_dataset, tiny_config, tiny_age
     assert any(not torch.equal(value, weights(tiny_agent)[name]) for name, value in mine.items())
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", EVERY_PART)
 def test_a_part_learned_alone_is_the_part_that_learn_makes(shipped_dataset, tiny_config, tiny_agent, part):
     alone = make_agent(tiny_config)
     getattr(alone, f"learn_{part}")(shipped_dataset, progress_bar=False)
@@ -80,7 +80,7 @@ def test_a_part_learned_alone_is_the_part_that_learn_makes(shipped_dataset, tiny
         assert torch.equal(value, weights(tiny_agent)[name]), name
 
 
-@pytest.mark.parametrize("step", [1, 17, 40, 41, 55, 79, 80])
+@pytest.mark.parametrize("step", [1, 17, 40, 41, 55, 79, 80, 81, 93, 99, 100])
 def test_a_run_that_was_stopped_and_resumed_gives_exactly_the_uninterrupted_weights(
     shipped_dataset, tiny_config, tiny_agent, tmp_path, step
 ):
@@ -96,7 +96,7 @@ def test_a_run_that_was_stopped_and_resumed_gives_exactly_the_uninterrupted_weig
         resume_from=path,
     )
     assert_same_weights(resumed, tiny_agent)
-    assert counted == list(range(step + 1, 81))
+    assert counted == list(range(step + 1, 101))
 
 
 def test_a_run_can_be_stopped_and_resumed_more_than_once(shipped_dataset, tiny_config, tiny_agent, tmp_path):
@@ -156,7 +156,8 @@ def test_resuming_refuses_what_belongs_to_something_else(shipped_dataset, tiny_c
     with pytest.raises(CheckpointError, match="learned from other observations"):
         resume(make_agent(tiny_config), shipped_dataset.select([0, *range(99)]))
     with pytest.raises(
-        CheckpointError, match="was saved while learning diffusion, reward_critic, cost_critic, not"
+        CheckpointError,
+        match="was saved while learning diffusion, reward_critic, cost_critic, outcome_critic, not",
     ):
         resume(make_agent(tiny_config), shipped_dataset, method="learn_cost_critic")
     with pytest.raises(CheckpointError, match=r"no unfinished learning run; load it with TREBIAgent.load"):
@@ -199,9 +200,9 @@ def test_a_callback_of_stable_baselines_is_called_once_a_step_and_can_end_learni
 def test_several_callbacks_and_a_function_work_together(shipped_dataset, tiny_config, tmp_path):
     first, second = Counting(), CheckpointCallback(30, str(tmp_path / "copies"), name_prefix="agent")
     make_agent(tiny_config).learn(shipped_dataset, callback=[first, second], progress_bar=False)
-    assert len(first.steps) == 80
+    assert len(first.steps) == 100
     names = sorted(path.name for path in (tmp_path / "copies").iterdir())
-    assert names == ["agent_30_steps.zip", "agent_60_steps.zip"]
+    assert names == ["agent_30_steps.zip", "agent_60_steps.zip", "agent_90_steps.zip"]
 
 
 def test_a_copy_of_a_checkpoint_callback_resumes_to_the_uninterrupted_weights(
@@ -224,7 +225,7 @@ def test_a_log_is_written_as_csv_and_as_tensorboard_events(shipped_dataset, tiny
     assert [int(line["diffusion/step"]) for line in lines if line["diffusion/step"]] == [10, 20, 30, 40]
     assert [int(line["cost_critic/step"]) for line in lines if line["cost_critic/step"]] == [10, 20]
     assert all(float(line["diffusion/loss"]) > 0 for line in lines if line["diffusion/loss"])
-    assert 70 < int(lines[-1]["mine/steps"]) <= 80
+    assert 70 < int(lines[-1]["mine/steps"]) <= 100
     assert float(lines[-1]["time/steps_per_second"]) > 0
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
@@ -249,14 +250,14 @@ def test_nothing_is_printed_or_written_unless_asked(
 
 def test_the_progress_bar_counts_every_step(shipped_dataset, tiny_config, capsys):
     make_agent(tiny_config).learn(shipped_dataset)
-    assert "80/80" in capsys.readouterr().err
+    assert "100/100" in capsys.readouterr().err
 
 
 def test_total_steps_are_shared_as_the_configuration_does(shipped_dataset, tiny_config):
     callback = Counting()
-    agent = make_agent(tiny_config).learn(shipped_dataset, 8, callback=callback, progress_bar=False)
-    assert len(callback.steps) == 8
-    assert list(agent.models) == list(PARTS)
+    agent = make_agent(tiny_config).learn(shipped_dataset, 10, callback=callback, progress_bar=False)
+    assert len(callback.steps) == 10
+    assert list(agent.models) == list(EVERY_PART)
     assert (
         make_agent(tiny_config)
         .learn_diffusion(shipped_dataset, total_steps=5, progress_bar=False)
@@ -268,7 +269,7 @@ def test_total_steps_are_shared_as_the_configuration_does(shipped_dataset, tiny_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": 2}, "total_steps must be at least 3"),
+        ({"total_steps": 2}, "total_steps must be at least 4"),
         ({"log_interval": 0}, "log_interval must be at least 1"),
     ],
 )

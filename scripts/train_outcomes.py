@@ -1,0 +1,9 @@
+"""Learn the critic of finished plans, which config.fast has, into the agent folder: --dataset NAME --config config.fast."""
+
+import tyro
+
+from trebi_gym.stages import StageArguments, train_stage
+from trebi_gym.terminal import run
+
+if __name__ == "__main__":
+    run(lambda: train_stage("outcome_critic", tyro.cli(StageArguments, description=__doc__)))
