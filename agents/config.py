@@ -80,7 +80,7 @@ class PlannerConfig:
     ranking: Literal["outcome", "rescored", "original"] = "rescored"
     """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
     guided move as the original does."""
-    cost_level: float = 0.5
+    cost_level: float = 0.75
     """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget."""
     budget_rule: Literal["remaining", "constant"] = "remaining"
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
@@ -168,7 +168,7 @@ class TREBIConfig:
     """Of the denoiser."""
     critic_training: TrainingConfig = TrainingConfig(steps=4_000)
     """Of each critic."""
-    planner: PlannerConfig = PlannerConfig(ranking="outcome", margin=0.0)
+    planner: PlannerConfig = PlannerConfig(sampler_steps=3, retry_steps=5, ranking="outcome", margin=0.2)
     """How a decision is made."""
 
     def __post_init__(self) -> None:
