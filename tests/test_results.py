@@ -270,11 +270,11 @@ def test_the_full_paper_is_left_out_without_a_gpu(toy, tmp_path, capsys):
 # ---- made-up cells
 
 
-def records(budget, *, over=0, count=20, earned=200.0, spent=0.8):
+def records(budget, *, over=0, count=20, earned=200.0, spent=0.8, feasible=1.0):
     """Episodes that cost a share of the budget, of which some cost 1 more than it."""
     costs = [budget + 1.0 if index < over else spent * budget for index in range(count)]
     return [
-        EpisodeRecord(budget, i, earned, cost, 9, budget - cost, cost <= budget)
+        EpisodeRecord(budget, i, earned, cost, 9, budget - cost, cost <= budget, feasible=feasible)
         for i, cost in enumerate(costs)
     ]
 
@@ -335,7 +335,7 @@ def test_risks_are_met_and_missed_by_the_share_over_all_training_seeds(tmp_path)
         assert verdict(found, f"pendulum, ratio {ratio}, risk 0.2").status == "not measured"
 
 
-def test_what_is_refused_or_not_certified_is_missed_unless_nothing_was_ever_feasible(tmp_path, monkeypatch):
+def test_what_is_refused_or_not_certified_is_missed_unless_nothing_was_ever_feasible(tmp_path):
     for seed in range(3):
         put(tmp_path, ratio=0.2, seed=seed, certified=seed != 1)
         put(tmp_path, ratio=0.4, seed=seed, refused="too few episodes" if seed == 2 else None)
@@ -346,7 +346,8 @@ def test_what_is_refused_or_not_certified_is_missed_unless_nothing_was_ever_feas
     second = verdict(found, "pendulum, ratio 0.4, risk 0.2")
     assert second.status == "missed" and "training seed 2: too few episodes" in second.said
     assert verdict(found, "pendulum, ratio 0.6, risk 0.2").status == "met"
-    monkeypatch.setattr(result_cells, "_feasible", lambda record: False)
+    for seed in range(3):
+        put(tmp_path, ratio=0.2, seed=seed, certified=False, feasible=0.0)
     found = risk_verdicts(Results(tmp_path))
     assert verdict(found, "pendulum, ratio 0.2, risk 0.2").status == "excused"
 

@@ -33,6 +33,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = 0,
     change: tuple[str, ...] = (),
+    schedule: str | None = None,
     risk: float | None = None,
     uncalibrated: bool = False,
     n_envs: int | None = None,
@@ -50,6 +51,8 @@ def evaluate(
         episodes: for each budget, all with the same seeds.
         seed: of the first episode.
         change: changes in mid-episode, as STEP:REMAINING, for example 100:6.
+        schedule: changes that every episode draws for itself: drop, drops, raise, walk or late, with options as in
+            drop:share=0.2,step=100, drops:times=3, walk:size=0.2,every=20.
         risk: the chance of an episode over its budget, one that the agent is calibrated for; default: the agent's own.
         uncalibrated: leave the agent's calibration aside.
         n_envs: environments at once; default: all episodes, 100 at the most.
@@ -59,7 +62,11 @@ def evaluate(
     from trebi_gym.agents import TREBIAgent
     from trebi_gym.evaluation import evaluate_budgets
     from trebi_gym.plots import plot_budgets
+    from trebi_gym.schedules import parse_schedule
 
+    if schedule is not None and change:
+        raise ConfigError("give --change or --schedule, not both")
+    moving = [parse_change(text) for text in change] if schedule is None else parse_schedule(schedule)
     if output is not None:
         check_writable(output / "evaluation.json")
     loaded = _at_risk(TREBIAgent.load(agent, device=device), risk, uncalibrated)
@@ -75,7 +82,7 @@ def evaluate(
         episodes=episodes,
         n_envs=n_envs,
         seed=seed,
-        schedule=[parse_change(text) for text in change],
+        schedule=moving,
         progress_bar=True,
     )
     print(result.table())

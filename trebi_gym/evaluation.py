@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from tqdm import tqdm
 from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.errors import BudgetError, TrebiError
 from trebi_gym.records import EpisodeRecord, Evaluation
-from trebi_gym.rollout import BudgetChange, Policy, make_envs, rollout
+from trebi_gym.rollout import BudgetChange, Policy, RolloutStep, make_envs, rollout
+from trebi_gym.schedules import BudgetSchedule
 
 
 def evaluate_budgets(
@@ -24,7 +26,7 @@ def evaluate_budgets(
     episodes: int = 20,
     n_envs: int | None = None,
     seed: int = 0,
-    schedule: Sequence[BudgetChange] = (),
+    schedule: Sequence[BudgetChange] | BudgetSchedule = (),
     discount: float = 1.0,
     deterministic: bool = False,
     progress_bar: bool = False,
@@ -38,7 +40,7 @@ def evaluate_budgets(
         episodes: episodes of each budget, with the environment's seeds ``seed, seed + 1, ...``.
         n_envs: episodes at once; None: as many as there are, at most 100.
         seed: of the environments, and of the agent's own draws.
-        schedule: changes of the budget in mid-episode.
+        schedule: changes of the budget in mid-episode: the same for every episode, or of a kind and drawn for each.
         discount: of the budgets and of the costs that are reported.
         deterministic: handed to ``agent.predict``.
         progress_bar: show one, in episodes' steps.
@@ -74,7 +76,7 @@ def evaluate_episodes(
     seeds: Sequence[int],
     n_envs: int | None = None,
     seed: int = 0,
-    schedule: Sequence[BudgetChange] = (),
+    schedule: Sequence[BudgetChange] | BudgetSchedule = (),
     discount: float = 1.0,
     deterministic: bool = False,
     progress_bar: bool = False,
@@ -101,32 +103,31 @@ def evaluate_episodes(
     timed = _Timed(agent)
     jobs = [Budget(check_budget(budget), discount=discount) for budget in budgets]
     records: dict[int, EpisodeRecord] = {}
-    returns = np.zeros(len(jobs))
-    changes: dict[
-        int, tuple[float, Budget]
-    ] = {}  # what was left right after the last change, and the budget then
-    last_change = max((change.step for change in schedule), default=None)
+    tallies = [_Tally() for _ in jobs]
     limit = getattr(envs.spec, "max_episode_steps", None)
+    changes: Any = schedule
+    if isinstance(schedule, BudgetSchedule):
+        if limit is None:
+            envs.close()
+            raise TrebiError(
+                f"{env_id} has no time limit, so the schedule {schedule} does not know an episode's steps; give a list of "
+                "BudgetChange instead"
+            )
+        changes = partial(schedule.changes, limit=limit)
     total = len(jobs) * limit if limit else None
     try:
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="evaluating") as bar:
             for step in rollout(
-                timed, envs, budgets=jobs, schedule=schedule, seed=list(seeds), deterministic=deterministic
+                timed, envs, budgets=jobs, schedule=changes, seed=list(seeds), deterministic=deterministic
             ):
                 bar.update(int(step.active.sum()))
+                told = _told(step)
                 for index in np.flatnonzero(step.active):
                     job = int(step.episode[index])
-                    returns[job] += step.rewards[index]
-                    if step.step[index] == last_change:
-                        changes[job] = (step.budgets[index].remaining, step.budgets[index])
+                    tallies[job].add(step, int(index), told)
                     if step.done[index]:
-                        records[job] = _record(
-                            budgets[job],
-                            int(seeds[job]),
-                            returns[job],
-                            step.budgets_after[index],
-                            changes.get(job),
-                        )
+                        after = step.budgets_after[index]
+                        records[job] = tallies[job].record(budgets[job], int(seeds[job]), after)
     finally:
         envs.close()
     metadata = {
@@ -134,7 +135,9 @@ def evaluate_episodes(
         "seed": seed,
         "discount": discount,
         "deterministic": deterministic,
-        "schedule": [dataclasses.asdict(change) for change in schedule],
+        "schedule": str(schedule)
+        if isinstance(schedule, BudgetSchedule)
+        else [dataclasses.asdict(change) for change in schedule],
         "milliseconds_per_decision": 1000 * timed.seconds / max(timed.decisions, 1),
         "decisions_at_once": envs.num_envs,
         "agent": repr(agent),
@@ -142,24 +145,54 @@ def evaluate_episodes(
     return Evaluation(tuple(records[job] for job in range(len(jobs))), metadata)
 
 
-def _record(
-    budget: float, seed: int, episode_return: float, after: Budget, change: tuple[float, Budget] | None
-) -> EpisodeRecord:
-    # in units of step 0, where nothing is divided by a small power of the discount
-    left = after.total - after.spent
-    return EpisodeRecord(
-        budget=float(budget),
-        seed=seed,
-        episode_return=float(episode_return),
-        cost=after.spent,
-        length=after.step,
-        remaining=left,
-        kept=after.kept,
-        changed_budget=None if change is None else change[0],
-        cost_after_change=None
-        if change is None
-        else (after.spent - change[1].spent) / change[1].discount ** change[1].step,
-    )
+class _Tally:
+    """What one episode has earned, what its last change was, and whether its last budget was feasible."""
+
+    def __init__(self) -> None:
+        self._return = 0.0
+        self._change: Budget | None = None  # the budget right after the last change
+        self._feasible: list[bool] = []  # under the last budget
+        self._certified: bool | None = None
+
+    def add(self, step: RolloutStep, index: int, told: dict[int, tuple[bool, bool]]) -> None:
+        """Count one step of the environment ``index``."""
+        self._return += float(step.rewards[index])
+        if step.changed is not None and step.changed[index]:
+            self._change, self._feasible = step.budgets[index], []
+        if index in told:
+            feasible, self._certified = told[index]
+            self._feasible.append(feasible)
+
+    def record(self, budget: float, seed: int, after: Budget) -> EpisodeRecord:
+        """Return the ended episode; ``after`` is its budget at the end."""
+        # in units of step 0, where nothing is divided by a small power of the discount
+        left, change = after.total - after.spent, self._change
+        return EpisodeRecord(
+            budget=float(budget),
+            seed=seed,
+            episode_return=self._return,
+            cost=after.spent,
+            length=after.step,
+            remaining=left,
+            kept=after.kept,
+            changed_budget=None if change is None else change.remaining,
+            cost_after_change=None
+            if change is None
+            else (after.spent - change.spent) / change.discount**change.step,
+            feasible=sum(self._feasible) / len(self._feasible) if self._feasible else None,
+            certified=self._certified,
+        )
+
+
+def _told(step: RolloutStep) -> dict[int, tuple[bool, bool]]:
+    """Return what the policy's state tells of environments' budgets: (feasible, certified), or nothing."""
+    state = step.policy_state
+    if step.policy_rows is None or not (hasattr(state, "feasible") and hasattr(state, "certified")):
+        return {}
+    return {
+        int(row): (bool(feasible), bool(certified))
+        for row, feasible, certified in zip(step.policy_rows, state.feasible, state.certified, strict=True)
+    }
 
 
 class _Timed:

@@ -35,6 +35,12 @@ class EpisodeRecord:
     kept: bool  # whether that is at least zero
     changed_budget: float | None = None  # what was left right after the last change of the schedule
     cost_after_change: float | None = None  # what the rest of the episode then cost
+    feasible: float | None = (
+        None  # share of decisions under the last budget for which some plan was predicted to keep it
+    )
+    certified: bool | None = (
+        None  # whether the calibration's guarantee covered it; None where the policy tells neither
+    )
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ class Summary:
     share_over: float  # of the episodes that broke the budget, the last one if it changed
     worst_excess: float  # the most by which one broke it; 0 if none did
     length_mean: float
+    share_broken_though_feasible: float | None = (
+        None  # over, though some plan was once predicted to keep the last budget
+    )
+    share_never_feasible: float | None = None  # no plan ever was; None where the policy does not tell
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Evaluation:
             share_over=float(np.mean([not record.kept for record in chosen])),
             worst_excess=float(over.max()),
             length_mean=float(np.mean([record.length for record in chosen])),
+            **_feasibility(chosen),
         )
 
     @property
@@ -104,7 +115,7 @@ class Evaluation:
 
     def table(self) -> str:
         """Return a table for people."""
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 f"{s.budget:.4g}",
                 f"{s.return_mean:.1f} [{s.return_interval[0]:.1f}, {s.return_interval[1]:.1f}]",
@@ -119,7 +130,7 @@ class Evaluation:
             )
             for s in self.summaries
         ]
-        header = (
+        header: tuple[str, ...] = (
             "budget",
             "return [95%]",
             "IQM",
@@ -131,6 +142,12 @@ class Evaluation:
             "steps",
             "n",
         )
+        if any(s.share_never_feasible is not None for s in self.summaries):
+            header += ("over, feasible", "never feasible")
+            rows = [
+                (*row, _share(s.share_broken_though_feasible), _share(s.share_never_feasible))
+                for row, s in zip(rows, self.summaries, strict=True)
+            ]
         return format_table(header, rows)
 
     def to_json(self) -> str:
@@ -201,6 +218,22 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _feasibility(records: Sequence[EpisodeRecord]) -> dict[str, float | None]:
+    """Return the shares of a summary that tell broken though feasible from never feasible."""
+    if any(record.feasible is None for record in records):
+        return {}
+    feasible = np.array([bool(record.feasible) for record in records])
+    kept = np.array([record.kept for record in records])
+    return {
+        "share_broken_though_feasible": float((feasible & ~kept).mean()),
+        "share_never_feasible": float((~feasible).mean()),
+    }
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _infinite(item: dict[str, Any]) -> dict[str, Any]:

@@ -141,14 +141,7 @@ class Pool:
     @property
     def never_feasible(self) -> bool:
         """Whether every episode tells that no candidate ever kept the budget."""
-        told = [_feasible(record) for record in self.records]
-        return bool(told) and all(feasible is False for feasible in told)
-
-
-def _feasible(record: EpisodeRecord) -> bool | None:
-    """Whether any candidate was predicted to keep the budget in an episode; None where that is not known."""
-    value = getattr(record, "feasible", None)
-    return None if value is None else bool(value > 0)
+        return bool(self.records) and all(record.feasible == 0 for record in self.records)
 
 
 class Results:

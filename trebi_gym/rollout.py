@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,10 @@ class RolloutStep:
     budgets: tuple[Budget, ...]  # E, before the action, a change at this step included
     budgets_after: tuple[Budget, ...]  # E, with this step's cost charged
     policy_state: Any = None  # what the policy returned beside the actions
+    policy_rows: npt.NDArray[np.int64] | None = (
+        None  # environments that the policy was asked for, in its state's order
+    )
+    changed: npt.NDArray[np.bool_] | None = None  # (E,) whether the budget was changed right before this step
 
     @property
     def done(self) -> npt.NDArray[np.bool_]:
@@ -116,7 +120,7 @@ def rollout(
     envs: gym.vector.VectorEnv[Any, Any, Any],
     *,
     budgets: Iterable[float | Budget],
-    schedule: Sequence[BudgetChange] = (),
+    schedule: Sequence[BudgetChange] | Callable[[int, float], Sequence[BudgetChange]] = (),
     seed: int | Sequence[int] = 0,
     deterministic: bool = False,
 ) -> Iterator[RolloutStep]:
@@ -126,7 +130,8 @@ def rollout(
         policy: what acts; it is handed a ``Budget`` for every environment.
         envs: environments from ``make_envs`` with ``info["cost"]``; they are not closed here.
         budgets: what each episode may cost; may be endless, since a generator stops where its reader does.
-        schedule: changes in mid-episode, the same for every episode.
+        schedule: changes in mid-episode, the same for every episode, or a function that gives those of an episode from its
+            environment's seed and its first budget.
         seed: the environment's seed of every episode, or the first one's, from which the others count on.
         deterministic: handed to ``policy.predict``.
 
@@ -143,6 +148,7 @@ def rollout(
     episode = np.full(n_envs, -1, dtype=np.int64)
     active = np.zeros(n_envs, dtype=np.bool_)
     seeds: list[int | None] = [None] * n_envs
+    changes: list[Sequence[BudgetChange]] = [()] * n_envs
     ready = np.ones(n_envs, dtype=np.bool_)  # environments that wait for an episode
     observations: Array | None = None
     state: Any = None
@@ -159,7 +165,9 @@ def rollout(
             counted[index] = idle
             if job is not None:
                 episode[index], counted[index] = job
-                seeds[index] = int(seed) + job[0] if isinstance(seed, numbers.Integral) else int(seed[job[0]])  # type: ignore[index]
+                own = int(seed) + job[0] if isinstance(seed, numbers.Integral) else int(seed[job[0]])  # type: ignore[index]
+                seeds[index] = own
+                changes[index] = schedule(own, counted[index].total) if callable(schedule) else schedule
         if not active.any():
             return
         if ready.any():
@@ -168,11 +176,11 @@ def rollout(
             observations, _ = envs.reset(seed=list(seeds), options=options)  # type: ignore[arg-type]
             episode_start = ready.copy()
         assert observations is not None
-        if schedule:
-            for index in np.flatnonzero(active):
-                for change in schedule:
-                    if change.step == counted[index].step:
-                        counted[index] = change.apply(counted[index])
+        changed = np.zeros(n_envs, dtype=np.bool_)
+        for index in np.flatnonzero(active):
+            for change in changes[index]:
+                if change.step == counted[index].step:
+                    counted[index], changed[index] = change.apply(counted[index]), True
         before = tuple(counted)
         rows, state = _still_needed(rows, active, state) if exhausted else (rows, state)
         chosen, state = policy.predict(
@@ -201,6 +209,8 @@ def rollout(
             budgets=before,
             budgets_after=tuple(counted),
             policy_state=state,
+            policy_rows=rows,
+            changed=changed,
         )
         yield result
         observations = next_observations

@@ -1,0 +1,148 @@
+"""Budgets that move while an episode runs: what is changed when, drawn for every episode from its own seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trebi_gym.budget import check_remaining, is_whole
+from trebi_gym.errors import BudgetError
+from trebi_gym.rollout import BudgetChange
+
+Changes = tuple[BudgetChange, ...]
+Draw = np.random.Generator
+
+
+def _drop(draw: Draw, budget: float, limit: int, share: float = 0.4, step: int | None = None) -> Changes:
+    """What is left becomes ``share`` of it at ``step``, drawn from the middle half of the episode if not given."""
+    return (BudgetChange(_middle(draw, limit) if step is None else step, factor=share),)
+
+
+def _drops(draw: Draw, budget: float, limit: int, share: float = 0.7, times: int = 3) -> Changes:
+    """``times`` drops to ``share`` of what is left, at steps that are drawn."""
+    return tuple(BudgetChange(step, factor=share) for step in _steps(draw, limit, times))
+
+
+def _raise(draw: Draw, budget: float, limit: int, share: float = 2.0, step: int | None = None) -> Changes:
+    """What is left becomes ``share`` times as much at ``step``, drawn from the middle half if not given."""
+    return (BudgetChange(_middle(draw, limit) if step is None else step, factor=share),)
+
+
+def _walk(draw: Draw, budget: float, limit: int, size: float = 0.2, every: int = 20) -> Changes:
+    """Every ``every`` steps what is left is multiplied by e to the power of a normal number of deviation ``size``."""
+    steps = range(every, limit, every)
+    return tuple(BudgetChange(step, factor=float(np.exp(size * draw.standard_normal()))) for step in steps)
+
+
+def _late(draw: Draw, budget: float, limit: int, step: int | None = None) -> Changes:
+    """There is no limit until ``step``, drawn from the middle half if not given; from there on the rest has the budget."""
+    first = _middle(draw, limit) if step is None else step
+    return BudgetChange(0, remaining=math.inf), BudgetChange(first, remaining=budget)
+
+
+SCHEDULES: dict[str, Callable[..., Changes]] = {
+    "drop": _drop,
+    "drops": _drops,
+    "raise": _raise,
+    "walk": _walk,
+    "late": _late,
+}
+RANGES: dict[str, tuple[float, float]] = {"drop": (0.0, 1.0), "drops": (0.0, 1.0), "raise": (1.0, math.inf)}
+"""What ``share`` may be."""
+
+
+@dataclass(frozen=True)
+class BudgetSchedule:
+    """A kind of change, with its options; every episode draws its own from its environment's seed.
+
+    Args:
+        name: one of ``SCHEDULES``.
+        options: ``share``, ``step``, ``times``, ``size`` or ``every``, as the kind has them.
+
+    Raises:
+        BudgetError: there is no such kind or option, or a value that cannot be.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise BudgetError(f"there is no schedule {self.name!r}; there are {', '.join(SCHEDULES)}")
+        known = _options(self.name)
+        unknown = sorted(set(self.options) - set(known))
+        if unknown:
+            raise BudgetError(
+                f"the schedule {self.name} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            )
+        for option, value in self.options.items():
+            if option in ("share", "size"):
+                low, high = RANGES.get(self.name, (0.0, math.inf))
+                if not low <= check_remaining(value, name=option) <= high or math.isinf(value):
+                    raise BudgetError(f"{self.name}: {option} must lie in {low:g} to {high:g}; got {value!r}")
+            elif not is_whole(value) or value < 1:
+                raise BudgetError(
+                    f"{self.name}: {option} must be a whole number of at least 1; got {value!r}"
+                )
+
+    def changes(self, seed: int, budget: float, limit: int) -> Changes:
+        """Return an episode's changes, in order.
+
+        Args:
+            seed: of the episode's environment.
+            budget: of the episode.
+            limit: the environment's time limit in steps.
+
+        Raises:
+            BudgetError: a change would come after the episode's end.
+        """
+        step, times = self.options.get("step", 1), self.options.get("times", 1)
+        if max(step, times, self.options.get("every", 1)) >= limit:
+            raise BudgetError(
+                f"{self} does not fit into an episode of {limit} steps: its change must come before the end"
+            )
+        draw = np.random.default_rng([seed, sum(self.name.encode())])
+        return SCHEDULES[self.name](draw, budget, limit, **self.options)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{option}={value:g}" for option, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+
+def parse_schedule(text: str) -> BudgetSchedule:
+    """Return the schedule that ``NAME`` or ``NAME:OPTION=VALUE,...`` stands for, such as ``drop:share=0.2,step=100``.
+
+    Raises:
+        BudgetError: the text has no such form, or stands for none.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        option, equals, value = item.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise BudgetError(
+                f"a schedule is written NAME or NAME:OPTION=VALUE,..., for example drop:share=0.2,step=100; got {text!r}"
+            )
+        options[option] = int(number) if number.is_integer() and option not in ("share", "size") else number
+    return BudgetSchedule(name, options)
+
+
+def _options(name: str) -> list[str]:
+    names = SCHEDULES[name].__code__.co_varnames[: SCHEDULES[name].__code__.co_argcount]
+    return [option for option in names if option not in ("draw", "budget", "limit")]
+
+
+def _middle(draw: Draw, limit: int) -> int:
+    return int(draw.integers(limit // 4, max(limit // 4 + 1, 3 * limit // 4)))
+
+
+def _steps(draw: Draw, limit: int, times: int) -> list[int]:
+    return sorted(int(step) for step in 1 + draw.choice(limit - 1, size=times, replace=False))
