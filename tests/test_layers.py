@@ -23,6 +23,9 @@ TOP = {
     for name in (
         "benchmark",
         "cli",
+        "critics",
+        "critics_plots",
+        "critics_rows",
         "data_commands",
         "demo",
         "describe",
@@ -30,6 +33,7 @@ TOP = {
         "generating",
         "learning_commands",
         "measuring",
+        "report_commands",
         "result_cells",
         "result_measures",
         "result_page",

@@ -13,6 +13,7 @@ from trebi_gym.errors import ConfigError
 from trebi_gym.files import check_writable
 from trebi_gym.generating import generate
 from trebi_gym.learning_commands import calibrate, import_agent, learn, learn_part
+from trebi_gym.report_commands import critics
 from trebi_gym.terminal import (
     parse_change,
     resolve_env,
@@ -210,6 +211,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate,
     "evaluate": evaluate,
     "record": record,
+    "critics": critics,
     "info": info,
     "convert": convert,
     "bench": bench,

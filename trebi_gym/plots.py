@@ -39,7 +39,7 @@ def plot_budgets(
         TrebiError: the ending is no picture format, or no budget is finite.
     """
     named = {"": evaluations} if isinstance(evaluations, Evaluation) else dict(evaluations)
-    target = _picture(path)
+    target = checked_picture(path)
     finite = [
         record
         for evaluation in named.values()
@@ -85,7 +85,7 @@ def plot_budgets(
     costs.set(xlabel="budget", ylabel="cost of the episode", xlim=(0, top * 1.05), ylim=(0, highest * 1.15))
     returns.set(xlabel="budget", ylabel="return of the episode", xlim=(0, top * 1.05))
     for axes in (costs, returns):
-        _plain(axes)
+        plain_axes(axes)
         axes.legend(frameon=False, loc="upper left" if axes is costs else "lower right")
     if title:
         figure.suptitle(title)
@@ -115,7 +115,7 @@ def plot_episodes(
     Raises:
         TrebiError: the ending is no picture format.
     """
-    target = _picture(path)
+    target = checked_picture(path)
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     first, second, third = figure.subplots(1, 3)
@@ -134,7 +134,7 @@ def plot_episodes(
             f"{ratio:g}", (ratio * maximum, 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center"
         )
     for axes in (first, second, third):
-        _plain(axes)
+        plain_axes(axes)
     if title:
         figure.suptitle(title)
     with replacing(target) as temporary:
@@ -155,7 +155,7 @@ def plot_methods(
     Raises:
         TrebiError: the ending is no picture format, or there is nothing to draw.
     """
-    target = _picture(path)
+    target = checked_picture(path)
     drawn = {name: [each.summary() for each in found] for name, found in methods.items() if found}
     if not drawn:
         raise TrebiError("there is no evaluation to draw")
@@ -189,7 +189,7 @@ def plot_methods(
     costs.set_ylim(bottom=min(0.0, costs.get_ylim()[0]))
     for axes in (returns, costs):
         axes.xaxis.set_major_formatter("{x:.4g}")
-        _plain(axes)
+        plain_axes(axes)
     handles, labels = returns.get_legend_handles_labels()
     handles, labels = [*handles, limit], [*labels, "cost = budget"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -199,14 +199,20 @@ def plot_methods(
         figure.savefig(temporary, dpi=140)
 
 
-def _picture(path: str | os.PathLike[str]) -> Path:
+def checked_picture(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a picture.
+
+    Raises:
+        TrebiError: its ending is no picture format.
+    """
     target = Path(path)
     if target.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise TrebiError(f"a plot is saved as .png, .pdf or .svg; got {target.name!r}")
     return target
 
 
-def _plain(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
+    """Leave away what axes do not need, and add a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

@@ -1,0 +1,180 @@
+"""How far the critics can be trusted: their errors on held-out windows, and what plans predicted against what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents.acting import AtRisk
+from trebi_gym.agents.diffusion.denoising import add_noise, pin_first_observation
+from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.models import OUTCOME, make_windows
+from trebi_gym.agents.networks.outcome import OutcomeCritic
+from trebi_gym.agents.spaces import check_dataset
+from trebi_gym.agents.units import geometric_sum
+from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.critics_rows import CriticsReport, Floats, Prediction, Row, bins_of, row_of
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.errors import TrebiError
+from trebi_gym.rollout import make_envs, rollout
+
+BATCH = 4_096
+
+
+def report_critics(
+    agent: TREBIAgent,
+    dataset: EpisodeDataset,
+    *,
+    windows: int = 8_192,
+    env_id: str | None = None,
+    budgets: Sequence[float] = (),
+    episodes: int = 10,
+    seed: int = 0,
+) -> CriticsReport:
+    """Compare the critics with held-out episodes and, with an environment, with what plans then cost.
+
+    Args:
+        agent: that has learned.
+        dataset: of episodes that it did not learn from.
+        windows: to draw from them, with repetition.
+        env_id: also run episodes in this environment, uncalibrated.
+        budgets: of those episodes.
+        episodes: for each budget.
+        seed: of the draws; the episodes' environments count on from it.
+
+    Raises:
+        DatasetError: the data do not fit the agent.
+        TrebiError: no windows, or an environment without budgets.
+    """
+    for name, value in (("windows", windows), ("episodes", episodes)):
+        if not is_whole(value) or value < 1:
+            raise TrebiError(f"{name} must be a whole number of at least 1; got {value!r}")
+    if env_id is not None and len(budgets) == 0:
+        raise TrebiError("give at least one budget for the episodes in the environment")
+    agent.ready()
+    assert agent.observation_space is not None
+    assert agent.action_space is not None
+    check_dataset(dataset, agent.observation_space, agent.action_space)
+    rows: list[Row] = []
+    for found in _clean(agent, dataset, windows, seed):
+        rows += [row_of(found, "all"), *bins_of(found, "steps left"), *bins_of(found, "prediction")]
+    rows += _by_noise(agent, dataset, windows, seed)
+    points = () if env_id is None else _closed_loop(agent, env_id, budgets, episodes, seed)
+    closed = [row for found in points for row in (row_of(found, "all"), *bins_of(found, "steps left"))]
+    metadata = {
+        "agent": repr(agent),
+        "dataset": str(dataset.metadata.get("name")),
+        "held_out_episodes": len(dataset),
+        "windows": windows,
+        "env_id": env_id,
+        "budgets": [float(budget) for budget in budgets],
+        "episodes": episodes if env_id is not None else 0,
+        "seed": seed,
+    }
+    return CriticsReport(tuple(rows), tuple(closed), points, metadata)
+
+
+def _drawn(agent: TREBIAgent, dataset: EpisodeDataset, part: str, count: int, seed: int) -> Iterator[Any]:
+    """Yield windows as a model sees them, the same ones for every model, in batches."""
+    assert agent.task is not None
+    windows = make_windows(dataset, agent.config, agent.task, agent.device, part)
+    index = np.random.default_rng(seed).integers(len(windows), size=count)
+    for first in range(0, count, BATCH):
+        yield windows[torch.as_tensor(index[first : first + BATCH], device=agent.device)]
+
+
+@torch.no_grad()
+def _clean(agent: TREBIAgent, dataset: EpisodeDataset, count: int, seed: int) -> Iterator[Prediction]:
+    """Predict from windows without noise, as finished plans are scored."""
+    quantile = agent.config.cost_quantile
+    for part, nominal in (("reward_critic", None), ("cost_critic", quantile)):
+        found = []
+        for window in _drawn(agent, dataset, part, count, seed):
+            clean = torch.zeros(len(window.trajectory), dtype=torch.long, device=agent.device)
+            value = agent.models[part](window.trajectory, clean, window.steps_left)
+            target = window.return_to_go if part == "reward_critic" else window.cost_to_go
+            found.append((value, target, window.steps_left))
+        yield Prediction(part, *_joined(found), nominal=nominal)
+    if OUTCOME not in agent.models:
+        return
+    critic = cast(OutcomeCritic, agent.models[OUTCOME])
+    batches = list(_drawn(agent, dataset, OUTCOME, count, seed))
+    quantiles = [critic.costs(w.trajectory, w.steps_left) for w in batches]
+    for column, level in enumerate(critic.levels):
+        found = [(q[:, column], w.cost_to_go, w.steps_left) for q, w in zip(quantiles, batches, strict=True)]
+        yield Prediction(f"outcome_critic, cost quantile {level:g}", *_joined(found), level)
+    earned = [
+        (critic.rewards(w.trajectory, w.steps_left, w.cost_to_go), w.return_to_go, w.steps_left)
+        for w in batches
+    ]
+    yield Prediction("outcome_critic, reward given the cost", *_joined(earned))
+
+
+@torch.no_grad()
+def _by_noise(agent: TREBIAgent, dataset: EpisodeDataset, count: int, seed: int) -> list[Row]:
+    """Return the errors of the critics that guide, at every noise level."""
+    assert agent.task is not None
+    schedule = NoiseSchedule.cosine(agent.config.diffusion_steps).to(agent.device)
+    size, rows = agent.task.action_size, []
+    for part in ("reward_critic", "cost_critic"):
+        for step in range(agent.config.diffusion_steps):
+            noise = torch.Generator(device=agent.device).manual_seed(seed)
+            found = []
+            for window in _drawn(agent, dataset, part, min(count, BATCH), seed):
+                x0 = window.trajectory
+                t = torch.full((len(x0),), step, dtype=torch.long, device=agent.device)
+                drawn = torch.randn(x0.shape, generator=noise, device=agent.device)
+                noisy = pin_first_observation(add_noise(schedule, x0, t, drawn), x0[:, 0, size:], size)
+                target = window.return_to_go if part == "reward_critic" else window.cost_to_go
+                found.append((agent.models[part](noisy, t, window.steps_left), target, window.steps_left))
+            nominal = agent.config.cost_quantile if part == "cost_critic" else None
+            rows.append(row_of(Prediction(part, *_joined(found), nominal), "noise level", step, step))
+    return rows
+
+
+def _closed_loop(
+    agent: TREBIAgent, env_id: str, budgets: Sequence[float], episodes: int, seed: int
+) -> tuple[Prediction, ...]:
+    """Run episodes; return what every chosen plan was predicted to cost to the end, and what the rest then cost."""
+    assert agent.task is not None
+    jobs = [Budget(check_budget(budget)) for budget in budgets for _ in range(episodes)]
+    seeds = [seed + index for _ in budgets for index in range(episodes)]
+    agent.set_random_seed(seed)
+    told: list[list[tuple[float, float, float]]] = [
+        [] for _ in jobs
+    ]  # (prediction, spent before, steps left)
+    spent = np.zeros(len(jobs))
+    length, discount = agent.task.episode_length, agent.config.cost_discount
+    envs = make_envs(env_id, min(len(jobs), 100))
+    try:
+        for step in rollout(AtRisk(agent, None), envs, budgets=jobs, seed=seeds):
+            state = step.policy_state
+            assert step.policy_rows is not None
+            for place, row in enumerate(step.policy_rows):
+                if not step.active[row] or state.position[place] != 1:
+                    continue  # idle, or going on with an older plan
+                left = float(max(1, length - step.step[row]))
+                cost = float(state.costs[place]) * left / float(geometric_sum(discount, np.array(left)))
+                told[int(step.episode[row])].append((cost, step.budgets[row].spent, left))
+            for row in np.flatnonzero(step.active):
+                spent[int(step.episode[row])] = step.budgets_after[row].spent
+    finally:
+        envs.close()
+    rows = [
+        (cost, spent[job] - before, left) for job, found in enumerate(told) for cost, before, left in found
+    ]
+    ranking = agent.config.planner.ranking
+    nominal = agent.config.planner.cost_level if ranking == "outcome" else agent.config.cost_quantile
+    predicted, came, steps_left = np.array(rows, dtype=np.float64).T
+    return (Prediction("cost of the chosen plan, undiscounted", predicted, came, steps_left, nominal),)
+
+
+def _joined(found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> tuple[Floats, Floats, Floats]:
+    predicted, target, left = (
+        torch.cat(column).double().cpu().numpy() for column in zip(*found, strict=True)
+    )
+    return predicted, target, left
