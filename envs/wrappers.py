@@ -158,13 +158,20 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
                 "Wrap the environment in CostWrapper(env, cost) first"
             )
         cost = finite_cost(info["cost"], source='info["cost"]')
-        self._budget = self._budget.charge(cost)
-        self._episode_cost += cost
+        self._charge(cost)
         info = {**info, "budget": self._budget.remaining}
         if terminated or truncated:
             info["episode_cost"] = self._episode_cost
             info["budget_kept"] = self._budget.kept
         return self._observed(observation), reward, terminated, truncated, info
+
+    def _charge(self, cost: float) -> None:
+        self._budget = self._budget.charge(cost)
+        self._episode_cost += cost
+
+    def _shown(self) -> Budget:
+        """Return the budget that observations show."""
+        return self._budget
 
     def _observed(self, observation: Any) -> Any:
         if not self._observe:
@@ -172,7 +179,7 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         steps_left = max(0, self._episode_length - self._budget.step)
         return {
             "observation": observation,
-            "budget": np.array([self._budget.remaining]),
+            "budget": np.array([self._shown().remaining]),
             "steps_left": np.array([float(steps_left)]),
         }
 

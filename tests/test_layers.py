@@ -70,6 +70,7 @@ DISK = {
     "trebi_gym.records",
     "trebi_gym.plots",
     "trebi_gym.video",
+    "trebi_gym.envs.adaptive",
     "trebi_gym.agents.calibrating",
     "trebi_gym.agents.checkpoint",
     "trebi_gym.agents.training",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trebi_gym.agents import TREBIAgent, TREBIConfig
     from trebi_gym.datasets import EpisodeDataset, load
     from trebi_gym.envs.adapters import SafetyGymnasiumAdapter
+    from trebi_gym.envs.adaptive import AdaptiveBudgetWrapper
     from trebi_gym.envs.wrappers import BudgetWrapper, CostWrapper
     from trebi_gym.evaluation import evaluate_budgets
     from trebi_gym.records import Evaluation
@@ -27,6 +28,7 @@ _LAZY = {
     "TREBIConfig": "trebi_gym.agents",
     "EpisodeDataset": "trebi_gym.datasets",
     "load": "trebi_gym.datasets",
+    "AdaptiveBudgetWrapper": "trebi_gym.envs.adaptive",
     "BudgetWrapper": "trebi_gym.envs.wrappers",
     "CostWrapper": "trebi_gym.envs.wrappers",
     "SafetyGymnasiumAdapter": "trebi_gym.envs.adapters",
@@ -35,6 +37,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AdaptiveBudgetWrapper",
     "Budget",
     "BudgetWrapper",
     "CostWrapper",
