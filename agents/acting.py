@@ -110,7 +110,8 @@ class AtRisk:
     """An agent as a policy that is asked for one risk, whatever the agent's own is; None for no calibration."""
 
     def __init__(self, agent: TREBIAgent, risk: float | None) -> None:
-        self._agent, self._risk = agent, risk
+        self._agent, self.risk = agent, risk
+        self.calibration = agent.calibration
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed what the agent draws."""
@@ -127,7 +128,7 @@ class AtRisk:
     ) -> tuple[npt.NDArray[np.float32], PlanState]:
         """Return actions and the next state; see ``TREBIAgent.predict``."""
         request = parse_request(observation, budget, self._agent.ready()[1].observation_size)
-        return decide(self._agent, request, state, episode_start, deterministic, self._risk)
+        return decide(self._agent, request, state, episode_start, deterministic, self.risk)
 
     def __repr__(self) -> str:
         return repr(self._agent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -96,6 +97,7 @@ def evaluate_episodes(
             raise TrebiError(f"seeds must be at least 0 and below 2**63; got {given}")
     if n_envs is not None and n_envs < 1:
         raise TrebiError(f"n_envs must be at least 1; got {n_envs}")
+    _warn_of_calibration(agent, env_id, seeds)
     seeder = getattr(agent, "set_random_seed", None)
     if seeder is not None:
         seeder(seed)
@@ -143,6 +145,22 @@ def evaluate_episodes(
         "agent": repr(agent),
     }
     return Evaluation(tuple(records[job] for job in range(len(jobs))), metadata)
+
+
+def _warn_of_calibration(agent: Any, env_id: str, seeds: Sequence[int]) -> None:
+    """Warn where episodes are run again that the agent was calibrated on."""
+    found: Any = getattr(agent, "calibration", None)
+    if getattr(agent, "risk", None) is None or getattr(found, "env_id", None) != env_id:
+        return
+    known = range(found.seed, found.seed + found.episodes)
+    again = sum(seed in known for seed in seeds)
+    if again:
+        warnings.warn(
+            f"{again} of {len(seeds)} episodes have seeds that the agent was calibrated on ({known.start} to "
+            f"{known.stop - 1}), so they do not tell whether the risk is kept on others; evaluate with other seeds",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class _Tally:

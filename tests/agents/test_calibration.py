@@ -2,17 +2,20 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from trebi_gym.agents import Calibration, HeldOutCalibration, TREBIAgent
+from trebi_gym.agents.acting import AtRisk
 from trebi_gym.agents.calibration import allowed_failures, from_dict, needed_episodes
 from trebi_gym.agents.inputs import parse_request
 from trebi_gym.agents.state import fresh, hold_back
 from trebi_gym.budget import Budget
 from trebi_gym.errors import CalibrationError, CheckpointError
+from trebi_gym.evaluation import evaluate_budgets
 
 ENV = "SafePendulum-v0"
 INF = math.inf
@@ -332,3 +335,13 @@ def test_the_state_tells_whether_any_candidate_keeps_the_budget_and_by_how_much(
     assert state.feasible.all()
     _, state = tiny_agent.predict(observation, budget=-5.0)
     assert not state.feasible.any()
+
+
+def test_evaluating_on_the_episodes_of_the_calibration_warns(calibrated):
+    asked = {"budgets": [5.0], "episodes": 3}
+    with pytest.warns(UserWarning, match="2 of 3 episodes have seeds that the agent was calibrated on"):
+        evaluate_budgets(calibrated, ENV, seed=calibrated.calibration.seed - 1, **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_budgets(calibrated, ENV, seed=5, **asked)
+        evaluate_budgets(AtRisk(calibrated, None), ENV, seed=calibrated.calibration.seed, **asked)
