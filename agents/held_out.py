@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from trebi_gym.agents.calibration import HeldOutCalibration
 from trebi_gym.agents.checked import plain
-from trebi_gym.agents.models import described, make_windows
+from trebi_gym.agents.models import OUTCOME, described, make_windows
+from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import CalibrationError
@@ -36,11 +37,16 @@ def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[floa
     first = torch.nonzero(windows.steps_left == windows.steps_left.max())[:, 0]
     window = windows[first]
     level = torch.zeros(len(first), dtype=torch.long, device=agent.device)
+    length = np.full(len(first), float(task.episode_length))
+    planner = agent.config.planner
     with torch.no_grad():
         left = torch.full((len(first),), float(task.episode_length), device=agent.device)
-        predicted = agent.models["cost_critic"](window.trajectory, level, left).double().cpu().numpy()
-    length = np.full(len(first), float(task.episode_length))
-    undiscounted = predicted * length / geometric_sum(agent.config.cost_discount, length)
+        if planner.ranking == "outcome":  # the critic whose word plans are chosen by
+            critic = cast(OutcomeCritic, agent.models[OUTCOME])
+            undiscounted = critic.quantile(window.trajectory, left, planner.cost_level).double().cpu().numpy()
+        else:
+            predicted = agent.models["cost_critic"](window.trajectory, level, left).double().cpu().numpy()
+            undiscounted = predicted * length / geometric_sum(agent.config.cost_discount, length)
     result = HeldOutCalibration(
         excesses=tuple((dataset.episode_costs - undiscounted).tolist()),
         dataset=str(dataset.metadata.get("name")),
