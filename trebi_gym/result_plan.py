@@ -108,7 +108,10 @@ def episodes_of(method: str, asked: int = EPISODES) -> int:
 
 
 def reduced_paper(
-    diffusion_updates: int = 20_000, critic_updates: int = 12_000, candidates: int = 64
+    diffusion_updates: int = 10_000,
+    critic_updates: int = 6_000,
+    candidates: int = 64,
+    control_interval: int = 2,
 ) -> TREBIConfig:
     """Return the paper's preset for toy tasks, learned for fewer updates, of 64 windows at once in the place of 2 x 32.
 
@@ -116,12 +119,13 @@ def reduced_paper(
         diffusion_updates: of the trajectory model; published are 200,000.
         critic_updates: of each critic; published are 200,000.
         candidates: of the planner; published are 128.
+        control_interval: actions of a plan that are executed before the next one is made; published is 1.
     """
     update = {"batch_size": 64, "accumulation": 1}
     return preset("toy_safe_env").replace(
         denoiser_training={"steps": diffusion_updates, **update},
         critic_training={"steps": critic_updates, **update},
-        planner={"candidates": candidates},
+        planner={"candidates": candidates, "control_interval": control_interval},
     )
 
 
