@@ -11,6 +11,7 @@ import numpy.typing as npt
 from trebi_gym.agents.calibration import AnyCalibration, check_share
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.inputs import Request, check_actions, parse_request, planning_budgets
+from trebi_gym.agents.plans import least_costs
 from trebi_gym.agents.state import PlanState, continued, hold_back
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.errors import CalibrationError
@@ -52,7 +53,7 @@ def decide(
         )
         state.actions[due] = check_actions(planner.best_actions(found, interval))
         state.rewards[due], state.costs[due] = planner.best_scores(found)
-        state.least[due] = found.costs.amin(dim=1).cpu().numpy()
+        state.least[due] = least_costs(found.costs).cpu().numpy()
         state.budgets[due], state.limits[due] = thresholds[due], limits[due]
         state.position[due] = 0
     actions = state.actions[np.arange(environments), state.position]
@@ -97,7 +98,7 @@ def least_budgets(agent: TREBIAgent, request: Request, repeats: int) -> Floats:
     least = np.full(len(steps_left), math.inf)
     for _ in range(repeats):
         found = planner.search(request.observations, nothing, steps_left, agent.noise(False))
-        least = np.minimum(least, found.costs.amin(dim=1).cpu().numpy())
+        least = np.minimum(least, least_costs(found.costs).cpu().numpy())
     discount = agent.config.cost_discount
     if agent.config.planner.budget_rule == "remaining":
         factor: Any = geometric_sum(discount, steps_left) / steps_left

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from trebi_gym.agents.checked import build, check_types, choice, known, plain, require
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
 from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS
+from trebi_gym.agents.networks.outcome import LEVELS
 from trebi_gym.datasets.normalizers import NORMALIZERS
 
 
@@ -183,6 +184,12 @@ class TREBIConfig:
             'ranking="outcome" needs an outcome critic, and this configuration has none; use ranking="rescored", or '
             "a configuration with outcome_critic and learn it",
         )
+        if self.planner.ranking == "outcome" and self.outcome_critic is not None:
+            low, *_, high = self.outcome_critic.options.get("levels", LEVELS)
+            require(
+                low <= self.planner.cost_level <= high,
+                f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles {low:g} to {high:g}",
+            )
         choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
@@ -204,7 +211,7 @@ class TREBIConfig:
             )
             require(
                 self.planner.sampler != "ddpm" or steps in (None, self.diffusion_steps),
-                f"{name} is {steps}, but ddpm takes all {self.diffusion_steps} steps; use ddim, or None",
+                f"{name} is {steps}, but ddpm takes all {self.diffusion_steps} steps; use ddim, or set {name} to None",
             )
         require(
             self.planner.control_interval <= self.horizon,

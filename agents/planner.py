@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from trebi_gym.agents.capture import Recordings, computing_in
-from trebi_gym.agents.checked import require
 from trebi_gym.agents.config import PlannerConfig, TREBIConfig
 from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
@@ -23,7 +22,7 @@ from trebi_gym.agents.networks import MLPDenoiser
 from trebi_gym.agents.networks.inference import for_inference
 from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.pairs import pair
-from trebi_gym.agents.plans import Candidates, Plan
+from trebi_gym.agents.plans import Candidates, Plan, least_costs
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import AffineNormalizer
 
@@ -80,12 +79,6 @@ class BudgetGuidedPlanner:
         self._both = pair(reward_critic, cost_critic)
         self._outcome_critic = None if outcome_critic is None else outcome_critic.eval().requires_grad_(False)
         self._cost_discount = cost_discount
-        if outcome_critic is not None and config.ranking == "outcome":
-            low, *_, high = outcome_critic.levels
-            require(
-                low <= config.cost_level <= high,
-                f"cost_level is {config.cost_level:g}, but the outcome critic learned the quantiles {low:g} to {high:g}",
-            )
         self._max_rows = max_rows
         self._schedule = schedule
         self._horizon = horizon
@@ -128,30 +121,10 @@ class BudgetGuidedPlanner:
         budget, left = self._tensor(budgets), self._tensor(steps_left)
         plain = self._tensor(np.ones(len(start)) if discounted is None else ~np.asarray(discounted)) > 0
         asked = (start, budget, left, plain)
-        found = self._in_parts(self._sampled, asked, generator)
-        if self._sampled_again is None:
-            return found
-        # the one place where planning waits for a GPU before its end
-        broken = (found.costs.amin(dim=1) > budget).nonzero()[:, 0]
-        if len(broken) == 0:
-            return found
-        again = self._in_parts(self._sampled_again, tuple(value[broken] for value in asked), generator)
-        cheaper = again.costs.amin(dim=1) < found.costs[broken].amin(dim=1)
-        for new, old in zip(again.parts, found.parts, strict=True):
-            old[broken[cheaper]] = new[cheaper]
-        return found
-
-    def _in_parts(
-        self,
-        sampled: Recordings,
-        asked: tuple[torch.Tensor, ...],
-        generator: torch.Generator,
-    ) -> Candidates:
-        """Search for as many environments at once as memory is meant to hold."""
         at_once = max(1, self._max_rows // self.config.candidates)
         parts = [
-            self._search(sampled, tuple(value[first : first + at_once] for value in asked), generator)
-            for first in range(0, len(asked[0]), at_once)
+            self._search(tuple(value[first : first + at_once] for value in asked), generator)
+            for first in range(0, len(start), at_once)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -159,15 +132,36 @@ class BudgetGuidedPlanner:
             *(torch.cat(tensors) for tensors in zip(*(part.parts for part in parts), strict=True))
         )
 
-    def _search(
-        self,
-        sampled: Recordings,
-        asked: tuple[torch.Tensor, ...],
-        generator: torch.Generator,
-    ) -> Candidates:
+    def _search(self, asked: tuple[torch.Tensor, ...], generator: torch.Generator) -> Candidates:
+        """Search for as many environments at once as memory is meant to hold."""
         shape = (len(asked[0]) * self.config.candidates, self._horizon, self._size)
-        noise = (torch.randn(shape, generator=generator, device=self._device) for _ in range(self._draws))
-        return Candidates(*sampled(*asked, *noise))
+        noise = [torch.randn(shape, generator=generator, device=self._device) for _ in range(self._draws)]
+        found = Candidates(*self._sampled(*asked, *noise))
+        if self._sampled_again is None:
+            return found
+        # the one place where planning waits for a GPU before its end
+        broken = (least_costs(found.costs) > asked[1]).nonzero()[:, 0]
+        if len(broken) == 0:
+            return found
+        # from the same noise, so that what one environment needs changes nothing for another
+        rows = self._padded(broken)
+        again = Candidates(
+            *self._sampled_again(
+                *(value[rows] for value in asked),
+                *(value.unflatten(0, (-1, self.config.candidates))[rows].flatten(0, 1) for value in noise),
+            )
+        )
+        cheaper = least_costs(again.costs[: len(broken)]) < least_costs(found.costs[broken])
+        for new, old in zip(again.parts, found.parts, strict=True):
+            old[broken[cheaper]] = new[: len(broken)][cheaper]
+        return found
+
+    def _padded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows, on a GPU with the last one repeated up to a power of two: few shapes are recorded then."""
+        if self._device.type == "cpu":
+            return rows
+        more = (1 << (len(rows) - 1).bit_length()) - len(rows)
+        return torch.cat([rows, rows[-1:].expand(more)])
 
     def _sample(
         self,
@@ -187,7 +181,7 @@ class BudgetGuidedPlanner:
         condition: tuple[torch.Tensor, ...] = ()
         if self._cost_scale is not None:
             # asked for plans of every cost up to the budget, so that cheap ones are always among the candidates
-            share = torch.linspace(0.0, 1.0, config.candidates, device=self._device)
+            share = torch.linspace(1.0, 0.0, config.candidates, device=self._device)
             condition = ((budgets / self._cost_scale).clamp(0.0, 1.0) * share.repeat(environments),)
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -252,10 +246,15 @@ class BudgetGuidedPlanner:
         return rewards, candidates.costs.gather(1, first)[:, 0].cpu().numpy()
 
     def plan(
-        self, observations: Array, budgets: Array, steps_left: Array, generator: torch.Generator
+        self,
+        observations: Array,
+        budgets: Array,
+        steps_left: Array,
+        generator: torch.Generator,
+        discounted: Array | None = None,
     ) -> Plan:
         """Return every candidate, the best first; arguments as for ``search``."""
-        found = self.search(observations, budgets, steps_left, generator)
+        found = self.search(observations, budgets, steps_left, generator, discounted)
         order = found.order[:, :, None, None].expand_as(found.trajectories)
         trajectories = found.trajectories.gather(1, order).cpu().numpy()
         return Plan(
@@ -269,7 +268,8 @@ class BudgetGuidedPlanner:
         )
 
     def _tensor(self, values: Array) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.float32), device=self._device)
+        with np.errstate(over="ignore"):  # a budget beyond float32 is infinite
+            return torch.as_tensor(np.asarray(values, dtype=np.float32), device=self._device)
 
 
 def make_planner(

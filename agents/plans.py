@@ -41,3 +41,8 @@ class Candidates:
     def parts(self) -> tuple[torch.Tensor, ...]:
         """The fields, in order."""
         return self.trajectories, self.rewards, self.costs, self.order
+
+
+def least_costs(costs: torch.Tensor) -> torch.Tensor:
+    """Return the least cost (E,) of the candidates (E, N); one that is not a number counts as infinite."""
+    return torch.nan_to_num(costs, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=1)

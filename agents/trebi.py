@@ -223,7 +223,8 @@ class TREBIAgent(Calibrates):
         request = parse_request(observation, budget, task.observation_size)
         steps_left = request.count_steps_left(task.episode_length, None)
         _, thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
-        return planner.plan(request.observations, thresholds, steps_left, self.noise(False))
+        discounted = request.discounts != 1.0
+        return planner.plan(request.observations, thresholds, steps_left, self.noise(False), discounted)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed what planning draws from here on."""

@@ -21,6 +21,7 @@ from trebi_gym.result_plan import METHODS, RATIOS, TASKS, Task, config_of, episo
 from trebi_gym.result_targets import (
     PENDULUM_RETURNS,
     greatest_share,
+    paper_verdicts,
     return_verdicts,
     risk_verdicts,
     spending_verdicts,
@@ -256,7 +257,9 @@ def test_the_papers_cells_on_a_cpu_are_few_and_its_size_is_stated():
         episodes_of("paper-reduced") == 6 and episodes_of("paper") == 20 and episodes_of("best-episode") == 1
     )
     assert len(grid("hopper", "paper")) == 15
-    assert reduced_paper().planner.sampler == "ddpm" and reduced_paper().planner.candidates == 64
+    small = reduced_paper()
+    assert small.planner.sampler == "ddpm" and small.planner.candidates == 64
+    assert small.denoiser_training.steps == 10_000 and small.planner.control_interval == 2
     assert config_of(TASKS["halfcheetah"], "paper").horizon == 4
     assert config_of(TASKS["hopper"], "default").preset == "fast_long"
 
@@ -383,6 +386,28 @@ def test_returns_of_the_pendulum_are_held_against_their_own_targets(tmp_path):
         put(tmp_path, ratio=0.6, seed=seed, refused="too few episodes")
     found = [verdict.status for verdict in return_verdicts(Results(tmp_path))]
     assert found == ["met", "missed", "missed", "not measured", "not measured"]
+
+
+def test_the_papers_returns_are_held_against_ours_on_the_same_episodes(tmp_path):
+    assert paper_verdicts(Results(tmp_path)) == []
+    for ratio, earned, over in ((0.2, 100.0, 2), (0.6, 100.0, 0), (1.0, 100.0, 0)):
+        put(tmp_path, method="paper-reduced", ratio=ratio, earned=earned, over=over, count=6)
+    put(tmp_path, method="uncalibrated", ratio=0.2, earned=95.1, over=6)  # all over, of which 6 of the 6 are paired
+    put(tmp_path, method="calibrated-0.2", ratio=0.2, earned=95.1, over=2)
+    put(tmp_path, method="calibrated-0.2", ratio=0.6, earned=94.9)
+    put(tmp_path, method="calibrated-0.2", ratio=1.0, seed=1, earned=120.0)  # of another training seed
+    found = paper_verdicts(Results(tmp_path))
+    assert len(found) == 6
+    paper = "against the paper's networks and sampler, reduced"
+    first = verdict(found, f"pendulum, ratio 0.2, default, calibrated at risk 0.2, {paper}")
+    assert first.status == "met"
+    assert first.said == "6 pairs: return -4.9 [-4.9, -4.9] on 100.0, share over 0.33 against 0.33"
+    assert verdict(found, f"pendulum, ratio 0.2, default, uncalibrated, {paper}").status == "missed"
+    assert verdict(found, f"pendulum, ratio 0.6, default, calibrated at risk 0.2, {paper}").status == "missed"
+    assert (
+        verdict(found, f"pendulum, ratio 1, default, calibrated at risk 0.2, {paper}").status
+        == "not measured"
+    )
 
 
 def test_the_page_of_no_cells_says_that_nothing_is_measured(tmp_path):

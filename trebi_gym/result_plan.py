@@ -35,6 +35,8 @@ class Task:
     """Data of fewer are refused."""
     preset: str | TREBIConfig
     """Of our default's agents."""
+    algo: str = "sac"
+    """Of the training run that the data are recorded of."""
     paper_preset: str = "toy_safe_env"
     paper_dataset: str | None = None
     """The paper's data set of this task, for which it sets some things differently."""
@@ -44,17 +46,17 @@ def _velocity(name: str) -> Task:
     return Task(
         env_id=f"Safe{name}-v0",
         dataset=f"Safe{name}-medium-replay-v0",
-        total_step=200_000,
+        total_step=300_000,
         least_steps=100_000,
         preset="fast_long",
+        algo="ppo",
         paper_preset="locomotion",
         paper_dataset=f"{name.lower()}-medium-replay-v2",
     )
 
 
-def _published(name: str, least_steps: int) -> Task:
-    recipe = RECIPES[name]
-    return Task(recipe.env_id, name, recipe.steps, least_steps, "fast")
+def _published(name: str, steps: int) -> Task:
+    return Task(RECIPES[name].env_id, name, steps, steps, "fast")
 
 
 TASKS: dict[str, Task] = {

@@ -6,13 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from trebi_gym.records import EpisodeRecord, bootstrap_interval
 from trebi_gym.result_cells import Pool, Results
-from trebi_gym.result_plan import EPISODES, METHODS, RATIOS, SEEDS, TASKS
+from trebi_gym.result_plan import EPISODES, METHODS, RATIOS, SEEDS, TASKS, grid
 
 FULL = len(SEEDS) * EPISODES
 """Episodes of one task, method and ratio."""
 SPENT, SPENT_SHARE, SPENT_METHOD = 0.7, 0.7, "calibrated-0.2"
 REFUSED = "refused: no episode was run"
+PAPER_LOSS = 0.05
+"""Of the paper's return, the most that the default may lose against it, at the lower end of the interval."""
+PAPER_METHODS = ("paper", "paper-reduced")
+COMPARED = ("calibrated-0.2", "uncalibrated")
 PENDULUM_RETURNS = dict(zip(RATIOS, (145.0, 155.0, 165.0, 172.0, 178.0), strict=True))
 
 Status = Literal["met", "missed", "excused", "not measured"]
@@ -123,6 +130,48 @@ def return_verdicts(results: Results) -> list[Verdict]:
             status: Status = "met" if summary.return_mean >= least else "missed"
             verdicts.append(Verdict(name, status, f"return {summary.return_mean:.1f}, at least {least:g}"))
     return verdicts
+
+
+def paper_verdicts(results: Results) -> list[Verdict]:
+    """Return one verdict for each of our methods, task and ratio that the paper's networks and sampler were run on.
+
+    Episodes are paired by training seed and environment seed; the difference of their returns has a 95% bootstrap interval.
+    """
+    verdicts = []
+    for paper in PAPER_METHODS:
+        for task in TASKS:
+            for ratio in sorted({ratio for _, ratio in grid(task, paper)}):
+                theirs = results.pool(task, paper, ratio)
+                if theirs.records:
+                    verdicts += [_paper_verdict(results, task, key, paper, ratio) for key in COMPARED]
+    return verdicts
+
+
+def _paper_verdict(results: Results, task: str, key: str, paper: str, ratio: float) -> Verdict:
+    name = f"{task}, ratio {ratio:g}, {METHODS[key].label}, against {METHODS[paper].label}"
+    pairs = _paired(results.pool(task, key, ratio), results.pool(task, paper, ratio))
+    if len(pairs) < 2:
+        return Verdict(name, "not measured", f"{len(pairs)} pairs of episodes")
+    theirs = float(np.mean([other.episode_return for _, other in pairs]))
+    difference = np.array([ours.episode_return - other.episode_return for ours, other in pairs])
+    low, high = bootstrap_interval(difference)
+    over = [np.mean([not record.kept for record in records]) for records in zip(*pairs, strict=True)]
+    said = (
+        f"{len(pairs)} pairs: return {difference.mean():+.1f} [{low:+.1f}, {high:+.1f}] on {theirs:.1f}, "
+        f"share over {over[0]:.2f} against {over[1]:.2f}"
+    )
+    met = low >= -PAPER_LOSS * abs(theirs) and over[0] <= over[1]
+    return Verdict(name, "met" if met else "missed", said)
+
+
+def _paired(ours: Pool, theirs: Pool) -> list[tuple[EpisodeRecord, EpisodeRecord]]:
+    """Return the episodes of both that share a training seed and an environment seed."""
+    found = []
+    for seed in ours.cells.keys() & theirs.cells.keys():
+        first, second = (pool.cells[seed].evaluation for pool in (ours, theirs))
+        others = {record.seed: record for record in second.records} if second else {}
+        found += [(r, others[r.seed]) for r in (first.records if first else ()) if r.seed in others]
+    return found
 
 
 def _complete(pool: Pool) -> bool:

@@ -78,7 +78,14 @@ class Work:
                 raise
             target = user_data_folder() / f"{self.asked.source}.hdf5"
             resume = has_parts(target.with_name(f"{target.stem}.parts"))
-            generate(self.task.env_id, "medium-replay", self.task.total_step, output=target, resume=resume)
+            generate(
+                self.task.env_id,
+                "medium-replay",
+                self.task.total_step,
+                output=target,
+                algo=self.task.algo,
+                resume=resume,
+            )
         self._settle(self._part("data"), {"source": self.asked.source, "data": self.data_mark}, self._data)
 
     def _data(self) -> dict[str, Any]:

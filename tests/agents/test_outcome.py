@@ -161,12 +161,20 @@ def test_a_level_that_was_not_learned_is_refused_before_anything_is_planned(tiny
     agent = TREBIAgent(
         (tiny_agent.observation_space, tiny_agent.action_space), tiny_agent.config, device="cpu", seed=0
     )
-    agent.task, agent.models = tiny_agent.task, tiny_agent.models
-    agent.set_planner(cost_level=0.99)
     with pytest.raises(
-        ConfigError, match=r"cost_level is 0.99, but the outcome critic learned .* 0.05 to 0.95"
+        ConfigError, match=r"cost_level is 0.99, but the outcome critic learns .* 0.05 to 0.95"
     ):
-        agent.predict(SEEN, budget=3.0)
+        agent.set_planner(cost_level=0.99)
+
+
+def test_a_plan_is_what_a_decision_is_made_of_for_discounted_budgets_too(tiny_agent):
+    for budget in (Budget(20.0, tiny_agent.config.cost_discount), Budget(20.0)):
+        tiny_agent.set_random_seed(5)
+        _, state = tiny_agent.predict(SEEN, budget=[budget, budget])
+        tiny_agent.set_random_seed(5)
+        plan = tiny_agent.plan(SEEN, budget=[budget, budget])
+        np.testing.assert_array_equal(plan.costs[:, 0], state.costs)
+        np.testing.assert_array_equal(plan.rewards[:, 0], state.rewards)
 
 
 def test_a_file_from_before_there_was_one_is_an_agent_without(tiny_agent, shipped_dataset, tmp_path):

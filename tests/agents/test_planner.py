@@ -8,7 +8,7 @@ from torch import nn
 from trebi_gym.agents import PlannerConfig, planner
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.planner import BudgetGuidedPlanner
-from trebi_gym.agents.plans import Plan
+from trebi_gym.agents.plans import Plan, least_costs
 from trebi_gym.datasets import AffineNormalizer
 
 HORIZON, ACTION, OBSERVATION = 4, 1, 2
@@ -158,6 +158,27 @@ def test_planning_in_several_passes_keeps_every_environment_its_own(monkeypatch)
 def test_more_candidates_than_rows_at_once_are_still_planned_for(monkeypatch):
     monkeypatch.setattr(planner, "MAX_ROWS", 8)
     assert make_plan([10.0, 10.0]).actions.shape == (2, 32, HORIZON, ACTION)
+
+
+def test_what_one_environment_needs_changes_nothing_for_another():
+    # the first environment's budget decides whether a second search is made for it
+    options = {"retry_steps": 7, "guide_moves": 1}
+    easy, hard = (make_plan([budget, 2.0, 10.0], **options) for budget in (1e6, -50.0))
+    for mine, other in ((easy.actions, hard.actions), (easy.costs, hard.costs)):
+        np.testing.assert_array_equal(mine[1:], other[1:])
+    once = make_plan([-50.0, 2.0, 10.0], **(options | {"retry_steps": None}))
+    assert hard.costs[0].min() <= once.costs[0].min()
+
+
+def test_a_single_candidate_is_asked_for_a_plan_that_costs_the_budget():
+    planner = make_planner(cost_scale=20.0, candidates=1)
+    planner.search(np.zeros((1, OBSERVATION)), np.array([10.0]), np.array([50.0]), torch.Generator())
+    assert {float(condition) for condition in planner._denoiser.conditions} == {0.5}
+
+
+def test_a_cost_that_is_not_a_number_counts_as_one_that_breaks_every_budget():
+    costs = torch.tensor([[torch.nan, 2.0], [torch.nan, torch.nan]])
+    assert least_costs(costs).tolist() == [2.0, torch.inf]
 
 
 def test_the_same_generator_gives_the_same_plans_and_another_gives_others():
