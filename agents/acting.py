@@ -40,7 +40,11 @@ def decide(
     if risk is not None:
         check_calibrated(agent, risk)
     steps = np.where(request.steps >= 0, request.steps, task.episode_length - steps_left)
-    reserve = hold_back(state, request, steps, agent.calibration, risk)
+    # observations may tell that steps were taken, too
+    begun = np.maximum(steps, task.episode_length - steps_left) > 0
+    reserve = hold_back(
+        state, request, steps, agent.calibration, risk, begun=begun, deterministic=deterministic
+    )
     due = state.position >= interval
     if due.any():
         limits, thresholds = planning_budgets(request, steps_left, agent.config, task.budget_factor, reserve)
@@ -69,7 +73,7 @@ def check_calibrated(agent: TREBIAgent, risk: float) -> AnyCalibration:
     """Return the agent's calibration, if it still holds for how the agent is set.
 
     Raises:
-        CalibrationError: it is not calibrated, or its planner was set otherwise since.
+        CalibrationError: it is not calibrated, or its planner was set otherwise since, or its weights are others.
     """
     check_share(risk, "risk")
     if agent.calibration is None:
@@ -86,6 +90,12 @@ def check_calibrated(agent: TREBIAgent, risk: float) -> AnyCalibration:
         raise CalibrationError(
             f"the planner was set otherwise when the agent was calibrated: {'; '.join(changed)}; calibrate again, "
             "or set it back with set_planner"
+        )
+    # files from before weights were marked cannot be checked
+    if agent.calibration.models and agent.calibration.models != agent.weights_mark():
+        raise CalibrationError(
+            f"the agent's weights (mark {agent.weights_mark()[:12]}) are others than those that were calibrated (mark "
+            f"{agent.calibration.models[:12]}); calibrate again, or load the file of the calibrated agent"
         )
     return agent.calibration
 

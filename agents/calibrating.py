@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -11,48 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from trebi_gym.agents.acting import AtRisk, check_calibrated, least_budgets
-from trebi_gym.agents.calibration import (
-    AnyCalibration,
-    Calibration,
-    check_share,
-    needed_episodes,
-)
+from trebi_gym.agents.asked import asked_budgets, asked_risks, check_cells, check_episodes, refuse_given
+from trebi_gym.agents.calibration import ROUNDING, AnyCalibration, Calibration, limit_of
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.held_out import on_held_out
 from trebi_gym.agents.inputs import parse_request
-from trebi_gym.agents.models import parts_of
-from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.agents.marks import fingerprint as fingerprint
+from trebi_gym.budget import Budget, is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.errors import CalibrationError
-from trebi_gym.files import replacing
+from trebi_gym.files import check_writable, replacing
 from trebi_gym.rollout import make_envs, rollout
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
 
-STEPS = 12
-"""Planned budgets up to the maximum, evenly spaced; three more above it."""
+EPISODES, CONFIDENCE = 100, 0.95
 
 FIRST_SEED = 1_000_000
 """Of calibration episodes, far from the seeds that evaluations count from."""
-
-
-def default_budgets(agent: TREBIAgent) -> list[float]:
-    """Return the budgets to plan for: 0, steps up to 1.25 times the maximum of the agent's data, and no limit.
-
-    Raises:
-        CalibrationError: the data give no maximum.
-    """
-    maximum = agent.learned_from.get("maximum_budget")
-    if not maximum:
-        raise CalibrationError(
-            "the agent's data give no maximum budget to choose planned budgets by; pass budgets=[...]"
-        )
-    return [maximum * step / STEPS for step in range(STEPS + 4)] + [math.inf]
 
 
 def in_closed_loop(
@@ -60,7 +41,7 @@ def in_closed_loop(
     env_id: str,
     *,
     risks: Sequence[float],
-    budgets: Sequence[float] | None,
+    budgets: Sequence[float] | npt.NDArray[Any] | None,
     episodes: int,
     confidence: float,
     seed: int,
@@ -69,25 +50,16 @@ def in_closed_loop(
     progress_bar: bool,
     keep: str | os.PathLike[str] | None,
 ) -> Calibration:
-    """Run the episodes; see ``TREBIAgent.calibrate``."""
+    """Run the episodes; see ``TREBIAgent.calibrate``.
+
+    Of the default planned budgets, none is run after the first that no budget up to the maximum of the agent's data lets
+    pass: planned budgets are taken in a fixed order, so a later one could not be taken either.
+    """
     agent.ready()
-    planned = sorted(
-        {check_budget(value) for value in default_budgets(agent)}
-        if budgets is None
-        else {check_budget(value) for value in budgets}
-    )
-    if not planned:
-        raise CalibrationError("budgets to plan for must not be empty; None takes steps up to the maximum")
-    if not is_whole(episodes) or episodes < 1:
-        raise CalibrationError(f"episodes must be a whole number of at least 1; got {episodes!r}")
-    least = max(needed_episodes(risk, check_share(confidence, "confidence")) for risk in risks)
-    if episodes < least:
-        raise CalibrationError(
-            f"risk {min(risks):g} at confidence {confidence:g} needs at least {least} episodes for each planned budget, "
-            f"even if none of them breaks its budget; got episodes={episodes}"
-        )
-    if not 0 <= seed < 2**62:
-        raise CalibrationError(f"the seed must be at least 0 and below 2**62; got {seed}")
+    check_episodes(risks, episodes, confidence, seed, n_envs, discount)
+    planned = asked_budgets(agent, budgets)
+    maximum = math.inf if budgets is not None else float(agent.learned_from["maximum_budget"])
+    mark = agent.weights_mark()
     request = {
         "env_id": env_id,
         "planned": [value if math.isfinite(value) else None for value in planned],
@@ -95,7 +67,7 @@ def in_closed_loop(
         "seed": int(seed),
         "discount": Budget(0.0, discount).discount,
         "planner": plain(agent.config.planner),
-        "models": fingerprint(agent),
+        "models": mark,
     }
     cells = _kept(keep, request)
     envs = make_envs(env_id, n_envs or min(int(episodes), 100))
@@ -104,6 +76,7 @@ def in_closed_loop(
         total = None if limit is None else limit * episodes * len(planned)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="calibrating") as bar:
             for index, budget in enumerate(planned):
+                run = index + 1
                 if str(index) not in cells:
                     cells[str(index)] = _cell(agent, envs, budget, int(episodes), seed, index, discount, bar)
                     if keep is not None:
@@ -111,11 +84,13 @@ def in_closed_loop(
                             temporary.write_text(json.dumps({"request": request, "cells": cells}))
                 elif limit is not None:
                     bar.update(limit * episodes)
+                if not _any_keeps(cells[str(index)]["costs"], maximum, risks, confidence):
+                    break
     finally:
         envs.close()
-    rows = [cells[str(index)] for index in range(len(planned))]
+    rows = [cells[str(index)] for index in range(run)]
     return Calibration(
-        planned=tuple(planned),
+        planned=tuple(planned[:run]),
         costs=tuple(tuple(row["costs"]) for row in rows),
         returns=tuple(row["return"] for row in rows),
         env_id=env_id,
@@ -124,6 +99,14 @@ def in_closed_loop(
         discount=float(discount),
         seed=int(seed),
         greatest_step_cost=max(row["greatest_step_cost"] for row in rows),
+        models=mark,
+    )
+
+
+def _any_keeps(costs: Sequence[float], budget: float, risks: Sequence[float], confidence: float) -> bool:
+    """Whether episodes with these costs are certified to keep a budget at any of the risks."""
+    return any(
+        limit_of(sorted(costs), risk, confidence) <= budget + ROUNDING * max(1.0, budget) for risk in risks
     )
 
 
@@ -160,13 +143,17 @@ def _kept(keep: str | os.PathLike[str] | None, request: dict[str, Any]) -> dict[
     """Return the cells that an interrupted run of the same request left.
 
     Raises:
-        CalibrationError: the file is of another request, or no such file.
+        CalibrationError: the file is of another request, damaged, or no such file.
+        ConfigError: the file could not be written.
     """
-    if keep is None or not Path(keep).exists():
+    if keep is None:
+        return {}
+    check_writable(keep)
+    if not Path(keep).exists():
         return {}
     try:
         document = json.loads(Path(keep).read_text())
-        before, cells = document["request"], dict(document["cells"])
+        before, found = dict(document["request"]), document["cells"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(
             f"{keep} is not what an interrupted calibration leaves: {error!r}; delete it"
@@ -176,17 +163,10 @@ def _kept(keep: str | os.PathLike[str] | None, request: dict[str, Any]) -> dict[
         raise CalibrationError(
             f"{keep} is left from a calibration with other {', '.join(differing)}; delete it to start anew"
         )
-    return cells
-
-
-def fingerprint(agent: TREBIAgent) -> str:
-    """Return a mark of the agent's weights."""
-    digest = hashlib.sha256()
-    for part in parts_of(agent.config):
-        for name, value in sorted(agent.models[part].state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    try:
+        return check_cells(found, len(request["planned"]), request["episodes"])
+    except ValueError as error:
+        raise CalibrationError(f"{keep} is damaged: {error}; delete it to start anew") from error
 
 
 class Calibrates:
@@ -194,16 +174,17 @@ class Calibrates:
 
     calibration: AnyCalibration | None = None
     risk: float | None = None
+    _fingerprint: str | None = None
 
     def calibrate(
         self,
         env_id: str | None = None,
         *,
         dataset: EpisodeDataset | str | os.PathLike[str] | None = None,
-        risk: float | Sequence[float] = 0.05,
-        budgets: Sequence[float] | None = None,
-        episodes: int = 100,
-        confidence: float = 0.95,
+        risk: float | Sequence[float] | npt.NDArray[Any] = 0.05,
+        budgets: Sequence[float] | npt.NDArray[Any] | None = None,
+        episodes: int = EPISODES,
+        confidence: float = CONFIDENCE,
         seed: int = FIRST_SEED,
         discount: float = 1.0,
         n_envs: int | None = None,
@@ -221,7 +202,9 @@ class Calibrates:
             env_id: of the environment, with ``info["cost"]``.
             dataset: instead of an environment.
             risk: the greatest chance of an episode over its budget. The first is ``agent.risk`` from here on.
-            budgets: to plan for; None: 17, from 0 over 1.25 times the data's maximum to no limit.
+            budgets: to plan for; None: 17, from 0 over 1.25 times the data's maximum to no limit, up to the first that no
+                budget up to the maximum lets pass at any of the risks. Budgets above the maximum, and risks that were not
+                asked for, may then be planned for more carefully than they need be.
             episodes: for each of them.
             confidence: of the guarantee.
             seed: of the first episode's environment; evaluate with others.
@@ -231,15 +214,28 @@ class Calibrates:
             keep: a file for what is finished, from which the same call goes on after a crash.
 
         Raises:
-            CalibrationError: the episodes cannot support the risk, or there is nothing to calibrate on.
+            CalibrationError: the episodes cannot support the risk, there is nothing to calibrate on, the data were
+                learned from, or a value is out of range or has no use with a data set.
+            ConfigError: ``keep`` cannot be written.
+            DatasetError: the data set does not fit the agent.
         """
         agent = _agent(self)
-        risks = [check_share(value, "risk") for value in (risk if isinstance(risk, Sequence) else [risk])]
-        if (env_id is None) == (dataset is None) or not risks:
-            raise CalibrationError(
-                "calibrate needs an environment's id or dataset=..., one of them, and a risk"
-            )
+        risks = asked_risks(risk)
+        if (env_id is None) == (dataset is None):
+            raise CalibrationError("calibrate needs an environment's id or dataset=..., one of them")
+        self._fingerprint = None  # weights may have been changed since they were last looked at
         if dataset is not None:
+            refuse_given(
+                {
+                    "budgets": (budgets, None),
+                    "episodes": (episodes, EPISODES),
+                    "confidence": (confidence, CONFIDENCE),
+                    "seed": (seed, FIRST_SEED),
+                    "discount": (discount, 1.0),
+                    "n_envs": (n_envs, None),
+                    "keep": (keep, None),
+                }
+            )
             held = dataset if isinstance(dataset, EpisodeDataset) else load_dataset(dataset)
             self.calibration = on_held_out(agent, held, risks)
         else:
@@ -270,6 +266,12 @@ class Calibrates:
         self.risk = risk
         return self
 
+    def weights_mark(self) -> str:
+        """Return the mark of the agent's weights, computed once for each planner that is made."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(_agent(self))
+        return self._fingerprint
+
     def smallest_budget(self, observation: Any, *, step: int = 0, repeats: int = 4) -> Any:
         """Return the least that the rest of an episode is predicted to cost from here: () or (E,), undiscounted.
 
@@ -280,7 +282,12 @@ class Calibrates:
             observation: (O,) or (E, O).
             step: steps taken in the episode.
             repeats: times that candidates are drawn.
+
+        Raises:
+            CalibrationError: fewer than one repeat.
         """
+        if not is_whole(repeats) or repeats < 1:
+            raise CalibrationError(f"repeats must be a whole number of at least 1; got {repeats!r}")
         agent = _agent(self)
         request = parse_request(observation, Budget(0.0, step=step), agent.ready()[1].observation_size)
         least = least_budgets(agent, request, repeats)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,37 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from trebi_gym.errors import CalibrationError, CheckpointError
+from trebi_gym.budget import check_remaining, is_whole
+from trebi_gym.errors import BudgetError, CalibrationError, CheckpointError
 
 Floats = npt.NDArray[np.float64]
 
 ROUNDING = 1e-9
 """Costs are sums of floats: one that is above a budget by this share of it keeps it."""
+
+
+def check_number(value: object, name: str) -> float:
+    """Return a number of Python or NumPy as a float.
+
+    Raises:
+        CalibrationError: it is no number, or NaN.
+    """
+    try:
+        return check_remaining(value, name=name)
+    except BudgetError as error:
+        raise CalibrationError(f"{name} must be a number; got {value!r}") from error
+
+
+def check_discount(value: object) -> float:
+    """Return a discount as a float.
+
+    Raises:
+        CalibrationError: it does not lie in (0, 1].
+    """
+    number = check_number(value, "discount")
+    if not 0 < number <= 1:
+        raise CalibrationError(f"discount must lie in (0, 1]; got {value!r}")
+    return number
 
 
 def check_share(value: object, name: str) -> float:
@@ -26,11 +51,8 @@ def check_share(value: object, name: str) -> float:
     Raises:
         CalibrationError: it does not lie between 0 and 1, both left out.
     """
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise CalibrationError(f"{name} must be a number between 0 and 1; got {value!r}") from error
-    if isinstance(value, bool) or not 0 < number < 1:
+    number = check_number(value, name)
+    if not 0 < number < 1:
         raise CalibrationError(f"{name} must lie between 0 and 1, both left out; got {value!r}")
     return number
 
@@ -50,7 +72,33 @@ def allowed_failures(episodes: int, risk: float, confidence: float) -> int:
 
 def needed_episodes(risk: float, confidence: float) -> int:
     """Return the fewest episodes that can certify a risk, if none of them breaks the budget: 59 for 0.05 and 0.95."""
-    return math.ceil(round(math.log(1 - confidence) / math.log(1 - risk), 9))
+    return _upwards(math.log1p(-confidence) / math.log1p(-risk), risk)
+
+
+def _upwards(value: float, risk: float) -> int:
+    """Return the least whole number that is not below a quotient, up to its rounding."""
+    if math.isinf(value):
+        raise CalibrationError(f"risk {risk:g} is too small: no number of episodes can support it")
+    return math.ceil(round(value, 9))
+
+
+def limit_of(costs: Sequence[float], risk: float, confidence: float) -> float:
+    """Return the cost that episodes like these, ascending, exceed with a probability of at most ``risk``.
+
+    An order statistic: a one-sided tolerance limit without an assumption about the costs' distribution (Wilks 1941).
+
+    Raises:
+        CalibrationError: so small a risk needs more episodes.
+    """
+    share = check_share(risk, "risk")
+    k = allowed_failures(len(costs), share, confidence)
+    if k < 0:
+        raise CalibrationError(
+            f"risk {share:g} cannot be certified with {len(costs)} episodes: at confidence {confidence:g} it "
+            f"needs at least {needed_episodes(share, confidence)} for each planned budget, none of which breaks "
+            "its budget; calibrate with episodes=... of that many or more"
+        )
+    return costs[len(costs) - 1 - k]
 
 
 @dataclass(frozen=True)
@@ -76,10 +124,19 @@ class Calibration:
     discount: float = 1.0
     seed: int = 0  # of the first episode
     greatest_step_cost: float = math.inf  # that any step of these episodes had
+    models: str = (
+        ""  # the mark of the weights that the episodes were run with; empty in files from before it was kept
+    )
 
     def __post_init__(self) -> None:
-        check_share(self.confidence, "confidence")
-        planned = np.asarray(self.planned, dtype=np.float64)
+        _check_common(self)
+        object.__setattr__(self, "confidence", check_share(self.confidence, "confidence"))
+        if not isinstance(self.env_id, str) or not self.env_id:
+            raise CalibrationError(f"env_id must be the environment's name; got {self.env_id!r}")
+        if not is_whole(self.seed) or self.seed < 0:
+            raise CalibrationError(f"seed must be a whole number of at least 0; got {self.seed!r}")
+        planned = np.array([check_number(value, "a planned budget") for value in self.planned])
+        returns = _finite(self.returns, "returns of calibration episodes")
         lengths = {len(row) for row in self.costs}
         if len(planned) == 0 or len(self.costs) != len(planned) or len(self.returns) != len(planned):
             raise CalibrationError(
@@ -90,10 +147,10 @@ class Calibration:
             raise CalibrationError(f"planned budgets must be at least 0 and ascend; got {self.planned}")
         if lengths == {0} or len(lengths) != 1:
             raise CalibrationError(f"every planned budget needs the same number of episodes; got {lengths}")
-        for row in self.costs:
-            if not np.isfinite(row).all():
-                raise CalibrationError("costs of calibration episodes must be finite numbers")
-        object.__setattr__(self, "costs", tuple(tuple(sorted(row)) for row in self.costs))
+        costs = tuple(tuple(sorted(_finite(row, "costs of calibration episodes"))) for row in self.costs)
+        object.__setattr__(self, "planned", tuple(planned.tolist()))
+        object.__setattr__(self, "returns", returns)
+        object.__setattr__(self, "costs", costs)
 
     @property
     def episodes(self) -> int:
@@ -103,25 +160,17 @@ class Calibration:
     def limits(self, risk: float) -> Floats:
         """Return the costs (K,) that episodes of each planned budget exceed with a probability of at most ``risk``.
 
-        An order statistic: a one-sided tolerance limit without an assumption about the costs' distribution (Wilks 1941).
-
         Raises:
             CalibrationError: so small a risk needs more episodes.
         """
-        share = check_share(risk, "risk")
-        k = allowed_failures(self.episodes, share, self.confidence)
-        if k < 0:
-            raise CalibrationError(
-                f"risk {share:g} cannot be certified with {self.episodes} episodes: at confidence {self.confidence:g} it "
-                f"needs at least {needed_episodes(share, self.confidence)} for each planned budget, none of which breaks "
-                "its budget; calibrate with episodes=... of that many or more"
-            )
-        return np.array([row[self.episodes - 1 - k] for row in self.costs])
+        return np.array([limit_of(row, risk, self.confidence) for row in self.costs])
 
     def planned_for(self, budgets: Floats, risk: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return what to plan with (E,) so that budgets (E,) are kept at this risk, and whether that is certified (E,).
 
         Where not even the smallest planned budget keeps one, that smallest is returned: what costs least is all there is.
+        Where calibration stopped at a planned budget that no budget up to the data's maximum lets pass, greater budgets
+        and risks that were not asked for are planned for with the last of those that were run, which is careful.
         """
         limits = self.limits(risk)
         slack = ROUNDING * np.maximum(1.0, np.abs(budgets))
@@ -175,11 +224,16 @@ class HeldOutCalibration:
     planner: Mapping[str, Any]
     discount: float = 1.0
     greatest_step_cost: float = math.inf
+    models: str = ""  # the mark of the weights; empty in files from before it was kept
 
     def __post_init__(self) -> None:
-        if len(self.excesses) == 0 or not np.isfinite(self.excesses).all():
-            raise CalibrationError("a calibration needs at least one held-out episode, with finite costs")
-        object.__setattr__(self, "excesses", tuple(sorted(self.excesses)))
+        _check_common(self)
+        if not isinstance(self.dataset, str):
+            raise CalibrationError(f"dataset must be the data set's name; got {self.dataset!r}")
+        excesses = tuple(sorted(_finite(self.excesses, "excesses of held-out episodes")))
+        if len(excesses) == 0:
+            raise CalibrationError("a calibration needs at least one held-out episode")
+        object.__setattr__(self, "excesses", excesses)
 
     def reserve(self, risk: float) -> float:
         """Return what to hold back.
@@ -191,7 +245,7 @@ class HeldOutCalibration:
         rank = math.ceil(round((count + 1) * (1 - share), 9))
         if rank > count:
             raise CalibrationError(
-                f"risk {share:g} needs at least {math.ceil(round(1 / share - 1, 9))} held-out episodes; there are {count}"
+                f"risk {share:g} needs at least {_upwards(1 / share - 1, share)} held-out episodes; there are {count}"
             )
         return max(0.0, self.excesses[rank - 1])
 
@@ -210,6 +264,38 @@ class HeldOutCalibration:
 AnyCalibration = Calibration | HeldOutCalibration
 
 
+def _finite(values: Iterable[object], name: str) -> tuple[float, ...]:
+    """Return finite numbers as floats.
+
+    Raises:
+        CalibrationError: one is no number, or not finite.
+    """
+    try:
+        numbers = tuple(check_remaining(value, name="each") for value in values)
+    except BudgetError as error:
+        raise CalibrationError(f"{name} must be finite numbers: {error}") from error
+    if not np.isfinite(numbers).all():
+        raise CalibrationError(f"{name} must be finite numbers; one is infinite")
+    return numbers
+
+
+def _check_common(found: AnyCalibration) -> None:
+    """Raise unless the fields that both kinds have hold what they should; numbers become floats.
+
+    Raises:
+        CalibrationError: a value is of another type or out of range.
+    """
+    if not isinstance(found.planner, Mapping):
+        raise CalibrationError(f"planner must be the planner's settings by name; got {found.planner!r}")
+    if not isinstance(found.models, str):
+        raise CalibrationError(f"models must be the mark of the weights, a string; got {found.models!r}")
+    greatest = check_number(found.greatest_step_cost, "greatest_step_cost")
+    if greatest < 0:
+        raise CalibrationError(f"greatest_step_cost must be at least 0; got {greatest!r}")
+    object.__setattr__(found, "discount", check_discount(found.discount))
+    object.__setattr__(found, "greatest_step_cost", greatest)
+
+
 def from_dict(data: Mapping[str, Any]) -> AnyCalibration:
     """Make a calibration from ``to_dict``'s result.
 
@@ -223,11 +309,10 @@ def from_dict(data: Mapping[str, Any]) -> AnyCalibration:
         if values.get("greatest_step_cost") is None:
             values["greatest_step_cost"] = math.inf
         if kind is Calibration:
-            values["planned"] = tuple(math.inf if item is None else float(item) for item in values["planned"])
-            values["costs"] = tuple(tuple(map(float, row)) for row in values["costs"])
-            values["returns"] = tuple(map(float, values["returns"]))
-        else:
-            values["excesses"] = tuple(map(float, values["excesses"]))
+            values["planned"] = tuple(math.inf if item is None else item for item in values["planned"])
+            values["costs"] = tuple(map(tuple, values["costs"]))
         return kind(**values)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the file's calibration cannot be read: {error!r}") from error
+        raise CheckpointError(
+            f"the file's calibration cannot be read: {error!r}; take an unchanged copy of the file, or calibrate again"
+        ) from error

@@ -10,8 +10,10 @@ import torch
 
 from trebi_gym.agents.calibration import HeldOutCalibration
 from trebi_gym.agents.checked import plain
+from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, described, make_windows
 from trebi_gym.agents.networks.outcome import OutcomeCritic
+from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import CalibrationError
@@ -24,14 +26,18 @@ def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[floa
     """Compare logged episodes' costs with what the critic says at their start; see ``TREBIAgent.calibrate``.
 
     Raises:
-        CalibrationError: the agent learned from these episodes, or they are too few.
+        CalibrationError: the agent learned from any of these episodes, or they are too few.
+        DatasetError: they are of other sizes than the agent's, or have actions that it cannot choose.
     """
     _, task = agent.ready()
-    now = described(dataset)
-    if all(agent.learned_from.get(key) == now.get(key) for key in ("name", "episodes", "steps", "split")):
+    assert agent.observation_space is not None
+    assert agent.action_space is not None
+    check_dataset(dataset, agent.observation_space, agent.action_space)
+    learned = _count_learned(agent, dataset)
+    if learned:
         raise CalibrationError(
-            f"the agent learned from these {len(dataset)} episodes, so they tell nothing of its error on others; learn "
-            "from one part and calibrate on the other: learned, held_out = dataset.split(0.2)"
+            f"the agent learned from {learned} of these {len(dataset)} episodes, so they tell nothing of its error on "
+            "others; learn from one part and calibrate on the other: learned, held_out = dataset.split(0.2)"
         )
     windows = make_windows(dataset, agent.config, task, agent.device)
     first = torch.nonzero(windows.steps_left == windows.steps_left.max())[:, 0]
@@ -51,8 +57,20 @@ def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[floa
         excesses=tuple((dataset.episode_costs - undiscounted).tolist()),
         dataset=str(dataset.metadata.get("name")),
         planner=plain(agent.config.planner),
-        greatest_step_cost=float(dataset.costs.max()),
+        greatest_step_cost=max(0.0, float(dataset.costs.max())),
+        models=agent.weights_mark(),
     )
     for risk in risks:
         result.reserve(risk)
     return result
+
+
+def _count_learned(agent: TREBIAgent, dataset: EpisodeDataset) -> int:
+    """Return how many of the episodes the agent learned from, as far as its file tells."""
+    counted = count_learned(agent.learned_from, dataset)
+    if counted is not None:
+        return counted
+    # an agent from before episodes were marked: only whole data sets can be told apart
+    now = described(dataset)
+    same = all(agent.learned_from.get(key) == now.get(key) for key in ("name", "episodes", "steps", "split"))
+    return len(dataset) if same else 0

@@ -107,13 +107,20 @@ def continued(
 
 
 def hold_back(
-    state: PlanState, request: Request, steps: Floats, calibration: AnyCalibration | None, risk: float | None
+    state: PlanState,
+    request: Request,
+    steps: Floats,
+    calibration: AnyCalibration | None,
+    risk: float | None,
+    *,
+    begun: npt.NDArray[np.bool_],
+    deterministic: bool,
 ) -> Floats | None:
     """Return what to hold back of each budget (E,) at the present step, and note it in the state.
 
     It is settled when an episode starts or its budget is changed, for the budget as it is then, and stays until the next
     change. A ``Budget`` tells a change by its total; a number, by having risen, or fallen by more than any step cost in
-    calibration.
+    calibration. ``certified`` is granted at the start of an episode only; any change takes it away until the next.
 
     Args:
         state: is changed.
@@ -121,6 +128,8 @@ def hold_back(
         steps: (E,) taken in the running episode.
         calibration: of the agent.
         risk: asked for; None holds nothing back.
+        begun: (E,) where anything else tells that steps were taken already.
+        deterministic: the noise is the same at every decision, which is not what was calibrated: nothing is certified.
 
     Raises:
         CalibrationError: the agent is not calibrated, or not for budgets of this discount or this risk.
@@ -137,17 +146,14 @@ def hold_back(
         raise CalibrationError(
             f"the agent is calibrated for budgets of discount {calibration.discount:g}; got one of discount {foreign[0]:g}"
         )
-    new = np.isnan(state.told) | (state.risks != risk)
+    unknown = np.isnan(state.told)
+    new = unknown | (state.risks != risk)
     counted = ~np.isnan(request.totals)
-    slack = 1e-9 * np.maximum(1.0, np.abs(np.where(np.isfinite(state.told), state.told, 0.0)))
-    with np.errstate(invalid="ignore"):
-        moved = np.where(
-            counted,
-            ~np.isclose(request.totals, state.totals, rtol=1e-9, atol=0.0),
-            (request.remaining > state.told + slack)
-            | (request.remaining < state.told - calibration.greatest_step_cost - slack),
-        )
-    due = new | moved
+    due = new | _moved(state, request, calibration.greatest_step_cost)
+    # unspent: whatever is left of a Budget is all of it
+    starting = unknown & (state.step == 0) & (steps == 0) & ~begun & (request.remaining >= 0)
+    starting &= ~counted | (request.remaining == request.totals)
+    state.certified &= ~due
     if due.any():
         # a Budget that has not changed is that of the whole episode, wherever it is met first
         whole = new & counted
@@ -157,6 +163,20 @@ def hold_back(
             reserve = np.where(np.isinf(budgets), 0.0, np.maximum(budgets, 0.0) - planned)
         scale = np.where(whole, 1.0, calibration.discount**steps)[due]
         state.reserve[due] = reserve * scale
-        state.certified[due] = certified & (whole | (new & (steps == 0)))[due]
+        state.certified[due] = certified & starting[due]
+    state.certified &= not deterministic
     state.told, state.totals, state.risks[:] = request.remaining.copy(), request.totals.copy(), risk
     return np.asarray(state.reserve / calibration.discount**steps)
+
+
+def _moved(state: PlanState, request: Request, greatest_step_cost: float) -> npt.NDArray[np.bool_]:
+    """Return whether each budget (E,) was changed since the last decision, as far as can be told."""
+    slack = 1e-9 * np.maximum(1.0, np.abs(np.where(np.isfinite(state.told), state.told, 0.0)))
+    with np.errstate(invalid="ignore"):
+        return np.where(
+            ~np.isnan(request.totals),
+            ~np.isclose(request.totals, state.totals, rtol=1e-9, atol=0.0),
+            (request.remaining > state.told + slack)
+            | (request.remaining < state.told - greatest_step_cost - slack)
+            | (np.isposinf(state.told) & ~np.isposinf(request.remaining)),
+        )

@@ -142,7 +142,7 @@ class TREBIAgent(Calibrates):
         check_dataset(episodes, self.observation_space, self.action_space)
         # a single part of an agent that has others keeps the normalisers that these were fitted with
         self.take_up(episodes, parts)
-        self._planner, self.calibration, self.risk = None, None, None
+        self._planner, self._fingerprint, self.calibration, self.risk = None, None, None, None
         if resume_from is None:
             for part in parts:
                 self.models.pop(part, None)
@@ -259,7 +259,7 @@ class TREBIAgent(Calibrates):
             ConfigError: an unknown field, or a value that cannot work.
         """
         self.config = self.config.replace(planner=changes)
-        self._planner = None
+        self._planner, self._fingerprint = None, None
         return self
 
     def save(self, path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> Path:

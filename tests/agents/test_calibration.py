@@ -6,13 +6,15 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from trebi_gym.agents import Calibration, HeldOutCalibration, TREBIAgent
 from trebi_gym.agents.acting import AtRisk
 from trebi_gym.agents.calibration import allowed_failures, from_dict, needed_episodes
 from trebi_gym.agents.inputs import parse_request
-from trebi_gym.agents.state import fresh, hold_back
+from trebi_gym.agents.marks import fingerprint
+from trebi_gym.agents.state import continued, fresh, hold_back
 from trebi_gym.budget import Budget
 from trebi_gym.errors import CalibrationError, CheckpointError
 from trebi_gym.evaluation import evaluate_budgets
@@ -139,10 +141,14 @@ def test_the_conformal_reserve_covers_new_episodes_as_often_as_it_says():
     assert covered / 2000 >= 0.8 - 3 * math.sqrt(0.8 * 0.2 / 2000)
 
 
-def held_back(state, budget, steps=0, risk=0.05, found=None):
+def held_back(state, budget, steps=0, risk=0.05, found=None, deterministic=False):
+    """What a decision holds back; the state goes on by a step, as ``predict`` lets it."""
     request = parse_request(np.zeros((1, 3)), budget, 3)
     found = found or calibration(greatest_step_cost=1.0)
-    return float(hold_back(state, request, np.array([float(steps)]), found, risk)[0])
+    taken = np.array([float(steps)])
+    held = hold_back(state, request, taken, found, risk, begun=taken > 0, deterministic=deterministic)
+    state.step[:] = steps + 1
+    return None if held is None else float(held[0])
 
 
 def test_a_reserve_is_settled_at_the_start_and_stays_while_the_budget_is_spent():
@@ -167,6 +173,71 @@ def test_budgets_that_are_told_as_numbers_are_followed_too():
     assert held_back(state, 13.0, 3) == 3.0  # fell by more than a step can cost
     assert held_back(state, 33.0, 4) == 3.0  # rose
     assert not state.certified.any()
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        Budget(25.0).charge(3.0),
+        Budget(25.0, spent=3.0),
+        Budget(25.0, step=4),
+        Budget(25.0, spent=-3.0),
+        Budget(INF, step=4),
+        -1.0,
+    ],
+)
+def test_an_episode_that_is_met_late_or_overspent_is_not_certified(late):
+    state = fresh(1, 1, 1)
+    held_back(state, late, late.step if isinstance(late, Budget) else 0)
+    assert not state.certified.any()
+
+
+def test_a_risk_that_is_asked_for_after_some_steps_certifies_nothing():
+    for first, then in ((25.0, 24.5), (Budget(25.0), Budget(25.0).charge(0.5)), (Budget(25.0), Budget(25.0))):
+        state = fresh(1, 1, 1)
+        assert held_back(state, first, risk=None) is None
+        held_back(state, then, 1 if isinstance(then, float) else then.step)
+        assert not state.certified.any()
+
+
+def test_a_certificate_that_was_lost_does_not_come_back_before_the_next_episode():
+    state, budget = fresh(1, 1, 1), Budget(25.0)
+    held_back(state, budget)
+    assert state.certified.all()
+    changed = budget.charge(0.0).with_remaining(13.0)
+    for step, risk in enumerate((0.05, 0.2, 0.05, None, 0.05), start=1):
+        held_back(state, changed, step, risk=risk)
+        assert not state.certified.any()
+    state = continued(state, np.array([True]), 1, 1, 1)
+    held_back(state, budget)
+    assert state.certified.all()
+
+
+def test_another_risk_in_mid_episode_takes_the_certificate_away():
+    state = fresh(1, 1, 1)
+    held_back(state, Budget(25.0))
+    held_back(state, Budget(25.0).charge(0.0), 1, risk=0.2)
+    assert not state.certified.any()
+
+
+def test_no_limit_that_becomes_a_limit_is_a_change_whatever_a_step_may_cost():
+    state = fresh(1, 1, 1)
+    held_back(state, INF, found=calibration())
+    assert state.certified.all()
+    held_back(state, 25.0, 1, found=calibration())
+    assert not state.certified.any()
+
+
+def test_a_decision_with_the_same_noise_every_time_is_not_certified_nor_is_the_rest_of_its_episode():
+    state = fresh(1, 1, 1)
+    assert held_back(state, 25.0, deterministic=True) == 5.0
+    assert not state.certified.any()
+    held_back(state, 24.5, 1)
+    assert not state.certified.any()
+    state = fresh(1, 1, 1)
+    for step, deterministic in enumerate((False, True, False)):
+        held_back(state, 25.0, step, deterministic=deterministic)
+        assert state.certified.all() == (step == 0)
 
 
 def test_what_is_held_back_is_in_units_of_the_present_step_for_discounted_budgets():
@@ -198,14 +269,131 @@ def test_calibrated_decisions_are_those_for_the_planned_budget(calibrated, shipp
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
     agent.calibration = calibration(planner=agent.calibration.planner)
     observation = shipped_dataset.observations[0]
-    action, state = agent.predict(observation, budget=Budget(25.0), deterministic=True)
+    agent.set_random_seed(0)
+    action, state = agent.predict(observation, budget=Budget(25.0))
     assert state.reserve.tolist() == [5.0]
     assert state.certified.all()
-    expected, plain = agent.set_risk(None).predict(observation, budget=Budget(20.0), deterministic=True)
+    agent.set_random_seed(0)
+    expected, plain = agent.set_risk(None).predict(observation, budget=Budget(20.0))
     np.testing.assert_array_equal(action, expected)
     np.testing.assert_array_equal(plain.budgets, state.budgets)
     assert plain.reserve.tolist() == [0.0]
     assert state.limits[0] == pytest.approx(plain.limits[0] * 25.0 / 20.0)
+
+
+def test_only_the_first_decision_of_an_episode_with_fresh_noise_is_certified(calibrated, shipped_dataset):
+    observation = shipped_dataset.observations[0]
+    _, state = calibrated.predict(observation, budget=INF)
+    assert state.certified.all()
+    _, state = calibrated.predict(observation, state, budget=INF)
+    assert state.certified.all()
+    _, state = calibrated.predict(observation, state, budget=INF, deterministic=True)
+    assert not state.certified.any()
+    _, state = calibrated.predict(observation, state, budget=INF)
+    assert not state.certified.any()
+    for told, certified in ((200, True), (150, False)):
+        known = {"observation": observation, "steps_left": np.array([told])}
+        _, state = calibrated.predict(known, budget=Budget(INF))
+        assert state.certified.all() == certified
+
+
+def test_other_weights_than_those_calibrated_are_refused(calibrated, shipped_dataset, tmp_path):
+    agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
+    observation = shipped_dataset.observations[0]
+    agent.predict(observation, budget=5.0)
+    assert agent.calibration.models == fingerprint(agent)
+    with torch.no_grad():
+        next(agent.models["cost_critic"].parameters()).add_(0.01)
+    changed = TREBIAgent.load(agent.save(tmp_path / "b"))
+    for ask in (lambda: changed.predict(observation, budget=5.0), lambda: changed.set_risk(0.3)):
+        with pytest.raises(CalibrationError, match=r"weights .* are others than those .*; calibrate again"):
+            ask()
+    changed.set_risk(None).predict(observation, budget=5.0)
+    before = from_dict({key: value for key, value in agent.calibration.to_dict().items() if key != "models"})
+    assert before.models == ""
+    changed.calibration = before  # of a file from before the mark was kept: not checked
+    changed.predict(observation, budget=5.0, risk=0.3)
+
+
+def test_weights_are_looked_at_once_for_a_planner_and_anew_for_a_calibration(
+    calibrated, shipped_dataset, tmp_path, monkeypatch
+):
+    from trebi_gym.agents import calibrating
+
+    looked = []
+    monkeypatch.setattr(calibrating, "fingerprint", lambda agent: looked.append(1) or fingerprint(agent))
+    agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
+    for _ in range(3):
+        agent.predict(shipped_dataset.observations[0], budget=5.0)
+    assert len(looked) == 1
+    with torch.no_grad():
+        next(agent.models["cost_critic"].parameters()).add_(0.01)
+    agent.calibrate(ENV, risk=0.2, budgets=[0], episodes=14, progress_bar=False)
+    assert len(looked) == 2
+    assert agent.calibration.models == fingerprint(agent) != calibrated.calibration.models
+
+
+@pytest.fixture
+def costly(calibrated, tmp_path, monkeypatch):
+    """An agent of maximum budget 12 whose episodes cost what was planned for plus up to 5; and the budgets that were run."""
+    from trebi_gym.agents import calibrating
+
+    ran = []
+
+    def cell(agent, envs, budget, episodes, *rest):
+        ran.append(budget)
+        costs = (min(budget, 1e3) + 5 * np.linspace(0, 1, episodes)).tolist()
+        return {"costs": costs, "return": 0.0, "greatest_step_cost": 1.0}
+
+    monkeypatch.setattr(calibrating, "_cell", cell)
+    agent = TREBIAgent.load(calibrated.save(tmp_path / "agent"))
+    agent.learned_from["maximum_budget"] = 12.0
+    return agent, ran
+
+
+def test_no_planned_budget_is_run_after_one_that_no_budget_up_to_the_maximum_lets_pass(costly):
+    agent, ran = costly
+    agent.calibrate(ENV, risk=[0.05, 0.5], progress_bar=False)
+    found = agent.calibration
+    limits = np.array([found.limits(risk) for risk in (0.05, 0.5)])
+    assert ran == list(found.planned)
+    assert (limits.min(axis=0) > 12.0).tolist() == [False] * (len(ran) - 1) + [True]
+    assert (limits[0] > 12.0).sum() > 1  # one risk alone does not stop it
+    # what is promised up to the maximum is what all planned budgets would promise
+    steps = [*range(16), INF]
+    every = calibration(tuple(map(float, steps)), spread=5.0)
+    for risk in (0.05, 0.5):
+        for asked, of_all in zip(
+            found.planned_for(np.linspace(0, 12, 200), risk),
+            every.planned_for(np.linspace(0, 12, 200), risk),
+            strict=True,
+        ):
+            assert asked.tolist() == of_all.tolist()
+    assert found.planned_for(np.array([INF]), 0.05)[0].tolist() == [INF]
+
+
+def test_planned_budgets_that_were_asked_for_are_all_run(costly):
+    agent, ran = costly
+    agent.calibrate(ENV, budgets=np.array([30, 20.0, INF]), progress_bar=False)
+    assert ran == [20.0, 30.0, INF]
+
+
+def test_a_killed_calibration_stops_at_the_same_planned_budget(costly, tmp_path):
+    agent, ran = costly
+    keep = tmp_path / "kept.json"
+    whole = agent.calibrate(ENV, keep=keep, progress_bar=False).calibration
+    run = len(ran)
+    document = json.loads(keep.read_text())
+    for left in (run, run - 1, 2):
+        cells = {str(index): document["cells"][str(index)] for index in range(left)}
+        keep.write_text(json.dumps(document | {"cells": cells}))
+        ran.clear()
+        assert agent.calibrate(ENV, keep=keep, progress_bar=False).calibration == whole
+        assert len(ran) == run - left
+    # a file from before the rule holds more
+    cells = {str(index): document["cells"]["0"] | {"costs": [50.0 + index] * 100} for index in range(17)}
+    keep.write_text(json.dumps(document | {"cells": cells}))
+    assert len(agent.calibrate(ENV, keep=keep, progress_bar=False).calibration.planned) == 1
 
 
 def test_what_is_overspent_is_planned_for_as_it_is(calibrated, shipped_dataset, tmp_path):
@@ -297,7 +485,10 @@ def test_held_out_episodes_give_a_reserve_without_a_guarantee(tiny_config, shipp
     _, state = agent.predict(shipped_dataset.observations[0], budget=50.0)
     assert state.reserve[0] == pytest.approx(min(50.0, agent.calibration.reserve(0.2)))
     assert not state.certified.any()
-    with pytest.raises(CalibrationError, match="the agent learned from these"):
+    with pytest.raises(
+        CalibrationError,
+        match="the agent learned from 32 of these 32" if len(learned) == 32 else "the agent learned from",
+    ):
         agent.calibrate(dataset=learned)
 
 
