@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ Function = Callable[..., tuple[Tensor, ...]]
 WARM_UPS = 3
 TOLERANCE = 1e-3
 """How far a replay may lie from the computation itself, relative to the greatest value, before it is not trusted."""
+
+_DIRECTLY: ContextVar[bool] = ContextVar("computing directly", default=False)
 
 
 class Recording:
@@ -70,6 +73,10 @@ class Recordings:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the function's results."""
+        if _DIRECTLY.get():
+            # a recorded function may write to tensors of its own, such as gradients, which this call replaces
+            self._recorded.clear()
+            return self._function(*inputs)
         if inputs[0].device.type != "cuda":
             return self._function(*inputs)
         shapes = tuple(value.shape for value in inputs)
@@ -88,6 +95,20 @@ class Recordings:
                 stacklevel=2,
             )
             return None
+
+
+@contextmanager
+def computing_directly() -> Iterator[None]:
+    """Let every ``Recordings`` call its function as it is, so that its operations and its memory can be counted.
+
+    PyTorch sees nothing of what a replay does. Whatever is called here forgets what it had recorded, and records anew
+    when it is called afterwards.
+    """
+    token = _DIRECTLY.set(True)
+    try:
+        yield
+    finally:
+        _DIRECTLY.reset(token)
 
 
 @contextmanager

@@ -178,13 +178,14 @@ def bench(
         presets: what to compare.
         environments: how many to plan for at once.
         seconds: about how long each thing is repeated.
-        longest: leave out what is expected to take more seconds a call than this.
-        scaling: also tell how the time grows with candidates, horizon, denoising steps and environments.
+        longest: leave out decisions of presets that are expected to take more seconds a call than this.
+        scaling: also tell how the time of fast grows with candidates, horizon, denoising steps and environments.
         output: a JSON file for the figures.
         device: auto, cpu, cuda, ...
     """
     from trebi_gym.agents.presets import preset
-    from trebi_gym.benchmark import benchmark, report, save
+    from trebi_gym.bench_report import report, save
+    from trebi_gym.benchmark import benchmark
 
     if not environments or min(environments) < 1:
         raise ConfigError(f"--environments must be numbers of at least 1; got {environments}")
