@@ -81,8 +81,9 @@ class PlannerConfig:
     ranking: Literal["outcome", "rescored", "original"] = "rescored"
     """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
     guided move as the original does."""
-    cost_level: float = 0.75
-    """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget."""
+    cost_level: float = 0.1
+    """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget. The cost of logged
+    episodes that went on from a plan differs by what was chosen later; a low quantile is what can be had by choosing well."""
     budget_rule: Literal["remaining", "constant"] = "remaining"
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
@@ -169,7 +170,7 @@ class TREBIConfig:
     """Of the denoiser."""
     critic_training: TrainingConfig = TrainingConfig(steps=4_000)
     """Of each critic."""
-    planner: PlannerConfig = PlannerConfig(sampler_steps=3, retry_steps=5, ranking="outcome", margin=0.2)
+    planner: PlannerConfig = PlannerConfig(candidates=32, sampler_steps=3, retry_steps=5, ranking="outcome")
     """How a decision is made."""
 
     def __post_init__(self) -> None:

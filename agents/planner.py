@@ -215,7 +215,7 @@ class BudgetGuidedPlanner:
             if not original or scores is None:
                 scores = guide.scores(x, torch.zeros(1, dtype=torch.long, device=self._device).expand(rows))
             if config.ranking == "outcome":
-                scores = self._outcome(x, left, plain, scores)
+                scores = self._outcome(x, left, budgets, plain, scores)
         shaped = Scores(*(value.float().view(environments, config.candidates) for value in scores))
         if original:
             order = original_values(shaped, budget).argsort(dim=1, descending=True, stable=True)
@@ -224,13 +224,16 @@ class BudgetGuidedPlanner:
         plans = x.view(environments, config.candidates, self._horizon, self._size)
         return plans, shaped.rewards, shaped.costs, order
 
-    def _outcome(self, x: torch.Tensor, left: torch.Tensor, plain: torch.Tensor, guided: Scores) -> Scores:
+    def _outcome(
+        self, x: torch.Tensor, left: torch.Tensor, budgets: torch.Tensor, plain: torch.Tensor, guided: Scores
+    ) -> Scores:
         """Score finished plans by the outcome critic, costs in the cost critic's units; keep those of discounted budgets."""
         assert self._outcome_critic is not None
-        cost = self._outcome_critic.quantile(x, left, self.config.cost_level)
-        reward = self._outcome_critic.rewards(x, left, cost)
-        in_units = cost * geometric_sum(self._cost_discount, left) / left
-        return Scores(torch.where(plain, reward, guided.rewards), torch.where(plain, in_units, guided.costs))
+        unit = geometric_sum(self._cost_discount, left) / left
+        reward, cost = self._outcome_critic.judge(x, left, budgets / unit, self.config.cost_level)
+        return Scores(
+            torch.where(plain, reward, guided.rewards), torch.where(plain, cost * unit, guided.costs)
+        )
 
     def best_actions(self, candidates: Candidates, count: int) -> npt.NDArray[np.float32]:
         """Return the first ``count`` actions (E, count, A) of each environment's best plan, in raw units."""

@@ -121,10 +121,10 @@ def test_after_a_kill_only_what_was_not_finished_is_run(toy, agents, tmp_path, m
     assert len(found) == 5 and first.items() <= found.items()
 
 
-def test_a_cell_of_another_planner_is_refused_and_computed_anew_when_asked(toy, agents, tmp_path, tiny_agent):
+def test_a_cell_of_another_planner_is_refused_and_computed_anew_when_asked(toy, agents, tmp_path, tiny_config):
     toy("evaluate", methods=("uncalibrated",), agents=agents)
     before = files(tmp_path / "cells")
-    TREBIAgent.load(agents / "toy-0.zip").set_planner(candidates=5).save(agents / "toy-0.zip")
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], preset=tiny_config.replace(planner={"candidates": 5}))
     with pytest.raises(ConfigError, match=r"config.planner.candidates was 8, is 5; --redo"):
         toy("evaluate", methods=("uncalibrated",), agents=agents)
     assert files(tmp_path / "cells") == before
@@ -150,6 +150,21 @@ def test_an_agent_of_other_data_or_of_another_seed_is_refused(toy, agents, shipp
     )
     with pytest.raises(ConfigError, match=r"seed: 7, not 0; episodes in its data: 5, not 100"):
         toy("evaluate", methods=("uncalibrated",), agents=agents)
+
+
+def test_an_agent_that_learned_otherwise_is_refused(toy, agents, tiny_config):
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], preset=tiny_config.replace(first_action_weight=3.0))
+    with pytest.raises(ConfigError, match=r"configuration: {'first_action_weight': 10.0}, not {'first_action"):
+        toy("evaluate", methods=("uncalibrated",), agents=agents)
+
+
+def test_an_agent_calibrated_with_another_number_of_episodes_or_planner_is_refused(toy, agents, tiny_config):
+    toy("calibrate", methods=("calibrated-0.2",), agents=agents)
+    with pytest.raises(ConfigError, match=r"episodes of its calibration: 59, not 60"):
+        toy("calibrate", methods=("calibrated-0.2",), agents=agents, calibration_episodes=60)
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], preset=tiny_config.replace(planner={"candidates": 5}))
+    with pytest.raises(ConfigError, match=r"planner of its calibration: .*'candidates': 8"):
+        toy("evaluate", methods=("calibrated-0.2",), agents=agents)
 
 
 def test_an_agent_that_is_not_there_is_named_with_its_stage(toy):
@@ -186,11 +201,26 @@ def test_what_another_process_is_making_is_left_to_it(tmp_path):
     assert settle(path, {"a": [1, 2]}, lambda: {}, device="cpu") == "kept"
 
 
-def test_a_file_that_is_no_cell_is_refused(tmp_path):
-    path = tmp_path / "pendulum" / "data.json"
-    path.parent.mkdir()
-    path.write_text("[]")
-    with pytest.raises(ConfigError, match=r"data.json is no cell of the results"):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.json", "[]"),
+        ("data.json", '{"request": {}, "found": {}, "made": {}}'),
+        (
+            "uncalibrated/seed-0.json",
+            '{"request": {}, "found": {"evaluation": null}, "made": {"seconds": 1, "version": "", "device": ""}}',
+        ),
+        (
+            "uncalibrated/seed-0.json",
+            '{"request": {"ratio": 1, "seed": 0, "budget": 2}, "found": {"evaluation": {"episodes": [1]}}, "made": {}}',
+        ),
+    ],
+)
+def test_a_file_that_is_no_cell_is_refused(tmp_path, name, text):
+    path = tmp_path / "pendulum" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"{path.name} is no cell of the results"):
         Results(tmp_path)
 
 
@@ -319,6 +349,7 @@ def verdict(verdicts, name):
 def test_the_share_up_to_which_a_risk_is_kept():
     assert greatest_share(0.05) == pytest.approx(0.1051, abs=1e-4)
     assert greatest_share(0.2) == pytest.approx(0.3012, abs=1e-4)
+    assert greatest_share(0.05, 300) == pytest.approx(0.0747, abs=1e-4)  # more episodes are held to more
 
 
 def test_risks_are_met_and_missed_by_the_share_over_all_training_seeds(tmp_path):

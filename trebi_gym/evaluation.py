@@ -143,6 +143,7 @@ def evaluate_episodes(
         "milliseconds_per_decision": 1000 * timed.seconds / max(timed.decisions, 1),
         "decisions_at_once": envs.num_envs,
         "agent": repr(agent),
+        "risk": getattr(agent, "risk", None),
     }
     return Evaluation(tuple(records[job] for job in range(len(jobs))), metadata)
 
@@ -150,7 +151,7 @@ def evaluate_episodes(
 def _warn_of_calibration(agent: Any, env_id: str, seeds: Sequence[int]) -> None:
     """Warn where episodes are run again that the agent was calibrated on."""
     found: Any = getattr(agent, "calibration", None)
-    if getattr(agent, "risk", None) is None or getattr(found, "env_id", None) != env_id:
+    if getattr(agent, "risk", None) is None or _plain_id(getattr(found, "env_id", None)) != _plain_id(env_id):
         return
     known = range(found.seed, found.seed + found.episodes)
     again = sum(seed in known for seed in seeds)
@@ -161,6 +162,11 @@ def _warn_of_calibration(agent: Any, env_id: str, seeds: Sequence[int]) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _plain_id(env_id: Any) -> str | None:
+    """Return an environment's id without the module that registers it, ``module:Id-v0``."""
+    return None if env_id is None else str(env_id).rpartition(":")[2]
 
 
 class _Tally:
@@ -203,13 +209,20 @@ class _Tally:
 
 
 def _told(step: RolloutStep) -> dict[int, tuple[bool, bool]]:
-    """Return what the policy's state tells of environments' budgets: (feasible, certified), or nothing."""
+    """Return what the policy's state tells of the budgets that it planned for at this step: (feasible, certified).
+
+    A state whose ``position`` tells that an environment goes on with an earlier plan says nothing new of it.
+    """
     state = step.policy_state
     if step.policy_rows is None or not (hasattr(state, "feasible") and hasattr(state, "certified")):
         return {}
+    planned = np.asarray(getattr(state, "position", np.ones(len(step.policy_rows)))) == 1
     return {
         int(row): (bool(feasible), bool(certified))
-        for row, feasible, certified in zip(step.policy_rows, state.feasible, state.certified, strict=True)
+        for row, feasible, certified, now in zip(
+            step.policy_rows, state.feasible, state.certified, planned, strict=True
+        )
+        if now
     }
 
 

@@ -63,6 +63,8 @@ class Summary:
         None  # over, though some plan was once predicted to keep the last budget
     )
     share_never_feasible: float | None = None  # no plan ever was; None where the policy does not tell
+    share_certified: float | None = None  # of the episodes, covered by a calibration's guarantee
+    share_changed: float | None = None  # of the episodes, whose budget changed before they ended; None where none did
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Evaluation:
             share_over=float(np.mean([not record.kept for record in chosen])),
             worst_excess=float(over.max()),
             length_mean=float(np.mean([record.length for record in chosen])),
-            **_feasibility(chosen),
+            **_told(chosen),
         )
 
     @property
@@ -142,12 +144,17 @@ class Evaluation:
             "steps",
             "n",
         )
-        if any(s.share_never_feasible is not None for s in self.summaries):
-            header += ("over, feasible", "never feasible")
-            rows = [
-                (*row, _share(s.share_broken_though_feasible), _share(s.share_never_feasible))
-                for row, s in zip(rows, self.summaries, strict=True)
-            ]
+        told = {
+            "over, feasible": [s.share_broken_though_feasible for s in self.summaries],
+            "never feasible": [s.share_never_feasible for s in self.summaries],
+            "changed": [s.share_changed for s in self.summaries],
+        }
+        if self.metadata.get("risk") is not None:
+            told["certified"] = [s.share_certified for s in self.summaries]
+        for name, shares in told.items():
+            if any(share is not None for share in shares):
+                header += (name,)
+                rows = [(*row, _share(share)) for row, share in zip(rows, shares, strict=True)]
         return format_table(header, rows)
 
     def to_json(self) -> str:
@@ -220,15 +227,17 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _feasibility(records: Sequence[EpisodeRecord]) -> dict[str, float | None]:
-    """Return the shares of a summary that tell broken though feasible from never feasible."""
-    if any(record.feasible is None for record in records):
-        return {}
-    feasible = np.array([bool(record.feasible) for record in records])
-    kept = np.array([record.kept for record in records])
+def _told(records: Sequence[EpisodeRecord]) -> dict[str, float | None]:
+    """Return the shares of a summary that rest on what the policy told, of those episodes of which it told something."""
+    feasible = np.array([bool(record.feasible) for record in records if record.feasible is not None])
+    kept = np.array([record.kept for record in records if record.feasible is not None])
+    certified = [record.certified for record in records if record.certified is not None]
+    changed = np.array([record.changed_budget is not None for record in records])
     return {
-        "share_broken_though_feasible": float((feasible & ~kept).mean()),
-        "share_never_feasible": float((~feasible).mean()),
+        "share_broken_though_feasible": float((feasible & ~kept).mean()) if len(feasible) else None,
+        "share_never_feasible": float((~feasible).mean()) if len(feasible) else None,
+        "share_certified": float(np.mean(certified)) if certified else None,
+        "share_changed": float(changed.mean()) if changed.any() else None,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import trebi_gym
-from trebi_gym.errors import ConfigError
+from trebi_gym.errors import ConfigError, TrebiError
 from trebi_gym.files import lock, replacing
 from trebi_gym.records import EpisodeRecord, Evaluation, Summary
 from trebi_gym.result_plan import METHODS, RATIOS, TASKS
@@ -40,8 +40,13 @@ def read_cell(path: Path) -> Cell:
     """
     try:
         document = json.loads(path.read_text())
-        return Cell(dict(document["request"]), dict(document["found"]), dict(document["made"]))
-    except (ValueError, KeyError, TypeError) as error:
+        cell = Cell(dict(document["request"]), dict(document["found"]), dict(document["made"]))
+        if "evaluation" in cell.found:  # an evaluated cell, and no other part
+            float(cell.request["ratio"]), int(cell.request["seed"]), float(cell.request["budget"])
+            _ = cell.evaluation
+        float(cell.made["seconds"]), str(cell.made["version"]), str(cell.made["device"])
+        return cell
+    except (ValueError, KeyError, TypeError, TrebiError) as error:
         raise ConfigError(f"{path} is no cell of the results: {error!r}; delete it") from error
 
 

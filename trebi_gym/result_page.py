@@ -152,7 +152,7 @@ def _targets(results: Results) -> str:
     groups = [
         (
             "Risk kept",
-            f"For every task, ratio and risk r, at most r + 1.96 sqrt(r (1 - r) / {FULL}) of the {FULL} episodes are "
+            f"For every task, ratio and risk r, at most r + 1.96 sqrt(r (1 - r) / n) of the n = {FULL} episodes are "
             f"over the budget: {limits}. A cell with a budget that the calibration refuses or does not certify counts as "
             "missed, unless no candidate ever kept that budget.",
             risk_verdicts(results),

@@ -56,7 +56,7 @@ def risk_verdicts(results: Results) -> list[Verdict]:
 def _risk_verdict(results: Results, task: str, method: str, risk: float, ratio: float) -> Verdict:
     name = f"{task}, ratio {ratio:g}, risk {risk:g}"
     pool = results.pool(task, method, ratio)
-    count, refusals, limit = len(pool.records), pool.refusals, greatest_share(risk)
+    count, refusals = len(pool.records), pool.refusals
     over = sum(not record.kept for record in pool.records)
     said = f"{over} of {count} episodes over" if count else "no episode"
     if refusals:
@@ -69,7 +69,7 @@ def _risk_verdict(results: Results, task: str, method: str, risk: float, ratio: 
         return Verdict(name, "excused", f"{said}; no candidate ever kept this budget")
     if refusals:
         return Verdict(name, "missed", said)
-    share = over / count
+    share, limit = over / count, greatest_share(risk, count)
     return Verdict(name, "met" if share <= limit else "missed", f"{said}: {share:.3f}, at most {limit:.3f}")
 
 

@@ -288,9 +288,9 @@ class Work:
         path = self.asked.agents / agent_name(self.name, kind, seed, calibrated=calibrated)
         if not path.is_file():
             raise ConfigError(f"{path} is not there; run --stages {'calibrate' if calibrated else 'learn'}")
-        agent = TREBIAgent.load(path, device=self.asked.device)
-        pairs = {
-            "preset": (agent.config.preset, config_of(self.task, kind).preset),
+        agent, asked = TREBIAgent.load(path, device=self.asked.device), config_of(self.task, kind)
+        pairs: dict[str, tuple[Any, Any]] = {
+            "configuration": _compared(plain(agent.config), plain(asked)),
             "seed": (agent.seed, seed),
             "episodes in its data": (agent.learned_from.get("episodes"), len(self.dataset)),
             "steps in its data": (agent.learned_from.get("steps"), self.dataset.n_steps),
@@ -299,11 +299,15 @@ class Work:
         if calibrated:
             env_id = None if agent.calibration is None else getattr(agent.calibration, "env_id", None)
             pairs["environment of its calibration"] = (env_id, self.task.env_id)
+            episodes = getattr(agent.calibration, "episodes", None)
+            pairs["episodes of its calibration"] = (episodes, self.asked.calibration_episodes)
             pairs["weights"] = (mark, self.agent(kind, seed)[1])
+            pairs["planner of its calibration"] = (plain(agent.config.planner), plain(asked.planner))
         wrong = [f"{name}: {found}, not {asked}" for name, (found, asked) in pairs.items() if found != asked]
         if wrong:
             raise ConfigError(f"{path} is not this task's agent ({'; '.join(wrong)}); move it away")
-        return agent, mark
+        # how it plans is not learned: the configuration's planner is measured, whatever it was when this was learned
+        return agent.set_planner(**vars(asked.planner)), mark
 
     def _part(self, name: str) -> Path:
         return part_path(self.asked.output, self.name, name)
@@ -315,6 +319,12 @@ class Work:
         said = {"made": "done", "kept": "is there already", "busy": "is left to another process"}[done]
         if done != "kept":
             print(f"  {path.relative_to(self.asked.output)} {said}", flush=True)
+
+
+def _compared(found: dict[str, Any], asked: dict[str, Any]) -> tuple[Any, Any]:
+    """Return those fields of two configurations in which they differ, but for the planner, which is not learned."""
+    differing = [name for name in asked if name != "planner" and found.get(name) != asked[name]]
+    return {name: found.get(name) for name in differing}, {name: asked[name] for name in differing}
 
 
 def _plain(evaluation: Evaluation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,8 +52,13 @@ SCHEDULES: dict[str, Callable[..., Changes]] = {
     "walk": _walk,
     "late": _late,
 }
-RANGES: dict[str, tuple[float, float]] = {"drop": (0.0, 1.0), "drops": (0.0, 1.0), "raise": (1.0, math.inf)}
-"""What ``share`` may be."""
+RANGES: dict[str, tuple[float, float]] = {
+    "drop": (0.0, 1.0),
+    "drops": (0.0, 1.0),
+    "raise": (1.0, math.inf),
+    "walk": (0.0, 2.0),
+}
+"""What ``share`` or ``size`` may be."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,11 @@ class BudgetSchedule:
         Raises:
             BudgetError: a change would come after the episode's end.
         """
-        step, times = self.options.get("step", 1), self.options.get("times", 1)
-        if max(step, times, self.options.get("every", 1)) >= limit:
+        values = {**_defaults(self.name), **self.options}
+        if max(values.get(option) or 1 for option in ("step", "times", "every")) >= limit:
             raise BudgetError(
-                f"{self} does not fit into an episode of {limit} steps: its change must come before the end"
+                f"{self} does not fit into an episode of {limit} steps: its change must come before the end "
+                f"({', '.join(f'{option}={value}' for option, value in values.items())})"
             )
         draw = np.random.default_rng([seed, sum(self.name.encode())])
         return SCHEDULES[self.name](draw, budget, limit, **self.options)
@@ -136,12 +143,22 @@ def parse_schedule(text: str) -> BudgetSchedule:
 
 
 def _options(name: str) -> list[str]:
-    names = SCHEDULES[name].__code__.co_varnames[: SCHEDULES[name].__code__.co_argcount]
-    return [option for option in names if option not in ("draw", "budget", "limit")]
+    return list(_defaults(name))
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """Return a kind's options with their defaults; None for one that is drawn."""
+    parameters = inspect.signature(SCHEDULES[name]).parameters
+    return {
+        option: parameter.default
+        for option, parameter in parameters.items()
+        if option not in ("draw", "budget", "limit")
+    }
 
 
 def _middle(draw: Draw, limit: int) -> int:
-    return int(draw.integers(limit // 4, max(limit // 4 + 1, 3 * limit // 4)))
+    first = max(1, limit // 4)
+    return int(draw.integers(first, max(first + 1, 3 * limit // 4)))
 
 
 def _steps(draw: Draw, limit: int, times: int) -> list[int]:

@@ -73,18 +73,35 @@ class OutcomeCritic(nn.Module):
             Tensor, self.reward_leave(self.reward_trunk(features, self._no_step(x)))
         ).squeeze(1)
 
+    def judge(
+        self, x: Tensor, steps_left: Tensor, budgets: Tensor, level: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the rest earns (B,) if the budgets (B,) are spent, and the quantile (B,) of a level of its cost.
+
+        A budget beyond what episodes from the windows x (B, H, D) cost, the lowest to the highest quantile, is not spent:
+        the nearest of these is.
+
+        Raises:
+            ValueError: the level lies outside those that were learned.
+        """
+        known = self.costs(x, steps_left)
+        spent = torch.minimum(torch.maximum(budgets, known[:, 0]), known[:, -1])
+        return self.rewards(x, steps_left, spent), self._at(known, level)
+
     def quantile(self, x: Tensor, steps_left: Tensor, level: float) -> Tensor:
         """Return the quantile (B,) of a level, by interpolation between those that were learned.
 
         Raises:
             ValueError: the level lies outside those.
         """
+        return self._at(self.costs(x, steps_left), level)
+
+    def _at(self, known: Tensor, level: float) -> Tensor:
         if not self.levels[0] <= level <= self.levels[-1]:
             raise ValueError(
                 f"the level must lie within {self.levels[0]:g} to {self.levels[-1]:g}; got {level:g}"
             )
-        above = next(k for k, known in enumerate(self.levels) if known >= level)
-        known = self.costs(x, steps_left)
+        above = next(k for k, reached in enumerate(self.levels) if reached >= level)
         if self.levels[above] == level:
             return known[:, above]
         low, high = self.levels[above - 1], self.levels[above]

@@ -80,6 +80,21 @@ def test_it_learns_how_costs_are_spread_and_what_is_earned_at_a_cost():
             assert off.abs().mean() < 0.6, asked
 
 
+def test_what_is_earned_is_told_for_the_budget_as_far_as_episodes_spend_it():
+    critic = make_critic()
+    x, left = torch.randn(6, 4, 2), torch.full((6,), 5.0)
+    with torch.no_grad():
+        known = critic.costs(x, left)
+        for budget, spent in (
+            (-torch.inf, known[:, 0]),
+            (torch.inf, known[:, -1]),
+            (known[:, 2].clone(), known[:, 2]),
+        ):
+            rewards, costs = critic.judge(x, left, torch.as_tensor(budget).expand(6), 0.1)
+            torch.testing.assert_close(rewards, critic.rewards(x, left, spent))
+            torch.testing.assert_close(costs, critic.quantile(x, left, 0.1))
+
+
 def test_its_sums_are_undiscounted_and_reach_to_the_last_step(shipped_dataset, tiny_config, tiny_agent):
     windows = make_windows(shipped_dataset, tiny_config, tiny_agent.task, part=OUTCOME)
     first = torch.nonzero(windows.steps_left == windows.steps_left.max())[:, 0]
@@ -99,9 +114,11 @@ def test_the_plan_with_the_most_reward_within_the_budget_is_first_by_its_word(ti
     x = torch.as_tensor(rows, dtype=torch.float32).flatten(0, 1)
     left = torch.full((len(x),), float(length))
     level = tiny_agent.config.planner.cost_level
+    kept_back = 1.0 - tiny_agent.config.planner.margin
     with torch.no_grad():
         costs = critic.quantile(x, left, level)
-        rewards = critic.rewards(x, left, costs)
+        lowest, *_, highest = critic.costs(x, left).T
+        rewards = critic.rewards(x, left, torch.full_like(left, 20.0 * kept_back).clamp(lowest, highest))
     factor = geometric_sum(tiny_agent.config.cost_discount, float(length)) / length
     np.testing.assert_allclose(plan.costs.ravel(), (costs * factor).numpy(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(plan.rewards.ravel(), rewards.numpy(), rtol=1e-3, atol=1e-2)
@@ -118,8 +135,7 @@ def test_discounted_budgets_are_held_against_the_discounted_critic(tiny_agent):
     changed.task, changed.models = tiny_agent.task, tiny_agent.models
 
     def predicted(ranking, budget):
-        # a second search draws its noise for those environments that need one: then the others' depends on them
-        changed.set_planner(ranking=ranking, retry_steps=None)
+        changed.set_planner(ranking=ranking)
         changed.set_random_seed(3)
         action, state = changed.predict(SEEN, budget=budget)
         return np.concatenate([action, state.costs[:, None], state.rewards[:, None]], axis=1)
