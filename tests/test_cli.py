@@ -434,3 +434,12 @@ def test_calibrate_on_held_out_episodes_says_that_it_promises_nothing(tiny_confi
     said = capsys.readouterr().out
     assert "held back" in said
     assert "no guarantee" in said
+    for option in (
+        ["--budgets", "5"],
+        ["--episodes", "50"],
+        ["--confidence", "0.9"],
+        ["--seed", "3"],
+        ["--n-envs", "2"],
+    ):
+        said = error_of(capsys, "calibrate", str(agent), "--dataset", "held.hdf5", "--risk", "0.2", *option)
+        assert f"no use for {option[0][2:].replace('-', '_')}=" in said

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from toy_envs import register_toy_envs
 from trebi_gym import critics_plots
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.acting import AtRisk
+from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.models import make_windows
 from trebi_gym.cli import main
 from trebi_gym.critics import report_critics
@@ -130,6 +132,22 @@ def test_an_agent_without_an_outcome_critic_is_reported_too(shipped_dataset, tin
     assert all(row.coverage is None for row in found.held_out)
     with pytest.raises(TrebiError, match="has no episodes in closed loop"):
         critics_plots.plot_closed_loop(found, "picture.png")
+
+
+def test_episodes_that_were_learned_from_are_warned_of_and_counted(tiny_agent, shipped_dataset, tmp_path):
+    agent = TREBIAgent.load(tiny_agent.save(tmp_path / "a"), device="cpu")
+    marks = episode_marks(shipped_dataset)
+    agent.learned_from["marks"] = marks[:3]
+    with pytest.warns(UserWarning, match="the agent learned from 3 of these 100 episodes"):
+        found = report_critics(agent, shipped_dataset, windows=5)
+    assert json.loads(found.to_json())["metadata"]["learned_episodes"] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        others = report_critics(agent, shipped_dataset.select(range(3, 9)), windows=5)
+        del agent.learned_from["marks"]
+        untold = report_critics(agent, shipped_dataset, windows=5)
+    assert others.metadata["learned_episodes"] == 0
+    assert untold.metadata["learned_episodes"] is None
 
 
 def test_what_cannot_be_reported_is_refused(tiny_agent, shipped_dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.acting import AtRisk
 from trebi_gym.agents.diffusion.denoising import add_noise, pin_first_observation
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, make_windows
 from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.spaces import check_dataset
@@ -46,6 +48,9 @@ def report_critics(
         episodes: for each budget.
         seed: of the draws; the episodes' environments count on from it.
 
+    Warns:
+        UserWarning: the agent learned from some of the episodes; the report's metadata count them.
+
     Raises:
         DatasetError: the data do not fit the agent.
         TrebiError: no windows, or an environment without budgets.
@@ -59,6 +64,14 @@ def report_critics(
     assert agent.observation_space is not None
     assert agent.action_space is not None
     check_dataset(dataset, agent.observation_space, agent.action_space)
+    learned = count_learned(agent.learned_from, dataset)
+    if learned:
+        warnings.warn(
+            f"the agent learned from {learned} of these {len(dataset)} episodes: its critics look better on them than on "
+            "others; learn from one part and look at the other: learned, held_out = dataset.split(0.2)",
+            UserWarning,
+            stacklevel=2,
+        )
     rows: list[Row] = []
     for found in _clean(agent, dataset, windows, seed):
         rows += [row_of(found, "all"), *bins_of(found, "steps left"), *bins_of(found, "prediction")]
@@ -69,6 +82,7 @@ def report_critics(
         "agent": repr(agent),
         "dataset": str(dataset.metadata.get("name")),
         "held_out_episodes": len(dataset),
+        "learned_episodes": learned,  # of these; None where the agent's file does not tell
         "windows": windows,
         "env_id": env_id,
         "budgets": [float(budget) for budget in budgets],

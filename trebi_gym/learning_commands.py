@@ -169,9 +169,11 @@ def calibrate(
     Args:
         agent: the agent's file.
         env: the environment's id; default: the one that the data came from.
-        dataset: held-out episodes instead of an environment; they promise nothing of what the agent chooses.
+        dataset: held-out episodes instead of an environment; they promise nothing of what the agent chooses. Of the
+            options below only risk, output and device go with it.
         risk: the first is the agent's own from here on, all must be supported by the episodes.
-        budgets: to plan for; default: 17, from 0 over 1.25 times the data's maximum to no limit.
+        budgets: to plan for; default: 17, from 0 over 1.25 times the data's maximum to no limit, up to the first that no
+            budget up to the maximum lets pass at any of the risks.
         episodes: for each of them; 59 can support risk 0.05.
         confidence: of the guarantee.
         seed: of the first episode; evaluate with others.
@@ -188,20 +190,21 @@ def calibrate(
     if dataset is not None:
         if env is not None:
             raise ConfigError("give --env or --dataset, not both")
-        loaded.calibrate(dataset=dataset, risk=risk)
         keep = None
     else:
+        env = env or resolve_env(loaded)
         keep = target.with_name(target.stem + ".calibration.json")
-        loaded.calibrate(
-            env or resolve_env(loaded),
-            risk=risk,
-            budgets=budgets,
-            episodes=episodes,
-            confidence=confidence,
-            n_envs=n_envs,
-            keep=keep,
-            seed=seed,
-        )
+    loaded.calibrate(
+        env,
+        dataset=dataset,
+        risk=risk,
+        budgets=budgets,
+        episodes=episodes,
+        confidence=confidence,
+        n_envs=n_envs,
+        keep=keep,
+        seed=seed,
+    )
     loaded.save(target)
     if keep is not None:
         keep.unlink(missing_ok=True)

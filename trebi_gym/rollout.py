@@ -143,7 +143,7 @@ def rollout(
     """
     n_envs = envs.num_envs
     jobs = enumerate(b if isinstance(b, Budget) else Budget(check_budget(b)) for b in budgets)
-    idle = Budget(math.inf)
+    idle = Budget(math.inf)  # with the discount of the jobs, since a policy may know budgets of that one only
     counted: list[Budget] = [idle] * n_envs
     episode = np.full(n_envs, -1, dtype=np.int64)
     active = np.zeros(n_envs, dtype=np.bool_)
@@ -165,6 +165,7 @@ def rollout(
             counted[index] = idle
             if job is not None:
                 episode[index], counted[index] = job
+                idle = Budget(math.inf, counted[index].discount)
                 own = int(seed) + job[0] if isinstance(seed, numbers.Integral) else int(seed[job[0]])  # type: ignore[index]
                 seeds[index] = own
                 changes[index] = schedule(own, counted[index].total) if callable(schedule) else schedule

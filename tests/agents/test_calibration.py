@@ -1,5 +1,7 @@
 """Calibration: the statistics against brute force, what is held back, the closed loop, and its place in the file."""
 
+import contextlib
+import dataclasses
 import json
 import math
 import warnings
@@ -13,11 +15,13 @@ from trebi_gym.agents import Calibration, HeldOutCalibration, TREBIAgent
 from trebi_gym.agents.acting import AtRisk
 from trebi_gym.agents.calibration import allowed_failures, from_dict, needed_episodes
 from trebi_gym.agents.inputs import parse_request
-from trebi_gym.agents.marks import fingerprint
+from trebi_gym.agents.marks import count_learned, episode_marks, fingerprint
 from trebi_gym.agents.state import continued, fresh, hold_back
 from trebi_gym.budget import Budget
-from trebi_gym.errors import CalibrationError, CheckpointError
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.errors import CalibrationError, CheckpointError, ConfigError, DatasetError
 from trebi_gym.evaluation import evaluate_budgets
+from trebi_gym.rollout import make_envs, rollout
 
 ENV = "SafePendulum-v0"
 INF = math.inf
@@ -487,9 +491,200 @@ def test_held_out_episodes_give_a_reserve_without_a_guarantee(tiny_config, shipp
     assert not state.certified.any()
     with pytest.raises(
         CalibrationError,
-        match="the agent learned from 32 of these 32" if len(learned) == 32 else "the agent learned from",
+        match=f"learned from {len(learned)} of these {len(learned)} episodes",
     ):
         agent.calibrate(dataset=learned)
+    renamed = dataclasses.replace(learned, metadata={"name": "another"}).select([0, 1, 2])
+    mixed = EpisodeDataset.from_episodes([*held, *renamed])
+    agent.learned_from["marks"] = episode_marks(learned)
+    with pytest.raises(CalibrationError, match=f"learned from 3 of these {len(held) + 3} episodes"):
+        agent.calibrate(dataset=mixed)
+    agent.calibrate(dataset=held, risk=0.2)
+    agent.learned_from["parts"] = {"cost_critic": {"name": "more", "marks": episode_marks(held)}}
+    with pytest.raises(CalibrationError, match=f"learned from {len(held)} of these {len(held)} episodes"):
+        agent.calibrate(dataset=held)
+
+
+def test_an_episode_is_known_again_whatever_its_name_place_and_cost(shipped_dataset):
+    marks = episode_marks(shipped_dataset)
+    assert len(set(marks)) == len(marks) == len(shipped_dataset)
+    assert {len(mark) for mark in marks} == {12}
+    again = dataclasses.replace(
+        shipped_dataset,
+        costs=shipped_dataset.costs + 1,
+        observations=shipped_dataset.observations.astype("f8"),
+    )
+    assert episode_marks(again.select([5, 3])) == [marks[5], marks[3]]
+    assert count_learned({}, again) is None
+    assert count_learned({"marks": marks[:7]}, again) == 7
+    assert count_learned({"marks": ["0" * 12]}, again) == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"budgets": [1.0]},
+        {"episodes": 50},
+        {"confidence": 0.9},
+        {"seed": 3},
+        {"keep": "kept.json"},
+        {"n_envs": 4},
+        {"discount": 0.9},
+    ],
+)
+def test_what_held_out_episodes_have_no_use_for_is_refused(tiny_agent, shipped_dataset, given):
+    with pytest.raises(CalibrationError, match=f"no use for {next(iter(given))}="):
+        tiny_agent.calibrate(dataset=shipped_dataset, **given)
+
+
+def test_held_out_data_of_other_sizes_are_refused_by_name(tiny_agent, shipped_dataset):
+    other = dataclasses.replace(
+        shipped_dataset, observations=np.hstack([shipped_dataset.observations, shipped_dataset.observations])
+    )
+    with pytest.raises(DatasetError, match="observation"):
+        tiny_agent.calibrate(dataset=other)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"risk": 1e-17}, "needs at least 29957322735539"),
+        ({"risk": 5e-324}, "too small"),
+        ({"risk": "0.05"}, "risk must be a number"),
+        ({"risk": []}, "needs a risk"),
+        ({"budgets": 5.0}, "budgets must be a list"),
+        ({"budgets": np.array(5.0)}, "budgets must be a list"),
+        ({"budgets": "567"}, "budgets must be a list"),
+        ({"budgets": [1.0, -1.0]}, "at least 0"),
+        ({"budgets": [None]}, "must be a number"),
+        ({"n_envs": 0}, "n_envs must"),
+        ({"n_envs": -1}, "n_envs must"),
+        ({"n_envs": 2.5}, "n_envs must"),
+        ({"seed": 1.5}, "seed must"),
+        ({"seed": None}, "seed must"),
+        ({"seed": True}, "seed must"),
+        ({"seed": -1}, "seed must"),
+        ({"episodes": 0}, "episodes must"),
+        ({"episodes": 100.0}, "episodes must"),
+        ({"confidence": None}, "confidence must"),
+        ({"discount": 0.0}, "discount must"),
+        ({"discount": "x"}, "discount must"),
+    ],
+)
+def test_what_no_calibration_can_be_asked_for_is_refused_before_any_episode(tiny_agent, given, message):
+    with pytest.raises(CalibrationError, match=message):
+        tiny_agent.calibrate("NoSuchEnv-v0", **given)
+
+
+def test_risks_and_budgets_may_be_arrays(costly):
+    agent, ran = costly
+    agent.calibrate(ENV, risk=np.array([0.2, 0.3]), budgets=np.array([4, 2]), progress_bar=False)
+    assert (agent.risk, ran) == (0.2, [2.0, 4.0])
+    assert agent.calibrate(ENV, risk=np.float64(0.3), budgets=[1], progress_bar=False).risk == 0.3
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5])
+def test_candidates_are_drawn_at_least_once(tiny_agent, shipped_dataset, repeats):
+    with pytest.raises(CalibrationError, match="repeats must be a whole number of at least 1"):
+        tiny_agent.smallest_budget(shipped_dataset.observations[0], repeats=repeats)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("planner", [1]),
+        ("planner", None),
+        ("env_id", 3),
+        ("env_id", ""),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("seed", "1"),
+        ("confidence", "0.95"),
+        ("confidence", 2),
+        ("discount", 0.0),
+        ("discount", 1.5),
+        ("discount", "1"),
+        ("greatest_step_cost", -1.0),
+        ("greatest_step_cost", math.nan),
+        ("greatest_step_cost", "1"),
+        ("returns", [math.nan, 0.0]),
+        ("returns", ["1", 0.0]),
+        ("returns", 5),
+        ("planned", [math.nan, 1.0]),
+        ("planned", ["0", 1.0]),
+        ("costs", [["1"], [2.0]]),
+        ("costs", [[math.inf], [2.0]]),
+        ("costs", 5),
+        ("models", 5),
+        ("unknown", 5),
+    ],
+)
+def test_a_file_whose_calibration_was_changed_by_hand_is_refused_when_it_is_read(name, value):
+    good = Calibration((0.0, 1.0), ((1.0,), (2.0,)), (0.0, 0.0), ENV, {}).to_dict()
+    assert from_dict(good).costs == ((1.0,), (2.0,))
+    with pytest.raises(CheckpointError, match="calibration cannot be read"):
+        from_dict(good | {name: value})
+    held = HeldOutCalibration((1.0, 2.0), "data", {}).to_dict()
+    if name in held:
+        with pytest.raises(CheckpointError, match="calibration cannot be read"):
+            from_dict(held | {name: value})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"excesses": [math.nan]}, {"excesses": ["1"]}, {"excesses": []}, {"dataset": 1}]
+)
+def test_a_file_whose_held_out_calibration_was_changed_is_refused_too(changes):
+    with pytest.raises(CheckpointError, match="calibration cannot be read"):
+        from_dict(HeldOutCalibration((1.0,), "data", {}).to_dict() | changes)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: document | {"request": 5},
+        lambda document: document | {"request": []},
+        lambda document: document | {"cells": [1]},
+        lambda document: document | {"cells": {"99": document["cells"]["0"]}},
+        lambda document: document | {"cells": {"0": 5}},
+        lambda document: document | {"cells": {"0": document["cells"]["0"] | {"costs": [1.0] * 99}}},
+        lambda document: document | {"cells": {"0": document["cells"]["0"] | {"costs": [math.nan] * 100}}},
+        lambda document: document | {"cells": {"0": document["cells"]["0"] | {"costs": "x" * 100}}},
+        lambda document: document | {"cells": {"0": document["cells"]["0"] | {"return": None}}},
+        lambda document: (
+            document | {"cells": {"0": document["cells"]["0"] | {"greatest_step_cost": math.inf}}}
+        ),
+        lambda document: document | {"cells": {"0": {"costs": document["cells"]["0"]["costs"]}}},
+    ],
+)
+def test_a_damaged_file_of_an_interrupted_calibration_is_named(costly, tmp_path, damage):
+    agent, ran = costly
+    keep = tmp_path / "kept.json"
+    agent.calibrate(ENV, budgets=[1.0, 2.0], keep=keep, progress_bar=False)
+    keep.write_text(json.dumps(damage(json.loads(keep.read_text()))))
+    ran.clear()
+    with pytest.raises(CalibrationError, match=r"kept.json .*delete it"):
+        agent.calibrate(ENV, budgets=[1.0, 2.0], keep=keep, progress_bar=False)
+    assert not ran
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_episode(costly, tmp_path):
+    agent, ran = costly
+    (tmp_path / "file").write_text("")
+    for keep in (tmp_path, tmp_path / "file" / "kept.json"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            agent.calibrate(ENV, keep=keep, progress_bar=False)
+    assert not ran
+
+
+def test_an_agent_calibrated_for_discounted_budgets_is_evaluated_while_environments_are_idle(
+    calibrated, tmp_path
+):
+    agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
+    agent.calibration = calibration(planner=agent.calibration.planner, discount=0.9)
+    with contextlib.closing(make_envs(ENV, 3)) as envs:
+        steps = list(rollout(agent.set_risk(0.05), envs, budgets=[Budget(25.0, 0.9)] * 2, seed=5))
+    assert {int(step.active.sum()) for step in steps} == {2}
+    assert {budget.discount for step in steps for budget in step.budgets} == {0.9}
 
 
 def test_a_split_is_repeatable_and_loses_nothing(shipped_dataset):
