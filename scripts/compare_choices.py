@@ -1,10 +1,16 @@
-"""What single choices of the default preset do on SafePendulum: ranking, budget rule, and critics that know the steps left.
+"""What single choices do on SafePendulum: ranking, budget rule, and critics that know the steps left.
 
-Every cell (a variant and a training seed) is written when it is done, and not run again.
+They are those of the preset ``fast`` as it was before it had an outcome critic, which ranks by neither of the two ways that
+are compared and does not work with the constant budget rule: ``BASE`` says how that was.
+
+Every cell (a variant and a training seed) is written when it is done, and not run again with the same arguments.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +18,37 @@ from typing import Any
 import numpy as np
 import tyro
 
-from trebi_gym.agents import NetworkConfig, TREBIAgent
+from trebi_gym.agents import NetworkConfig, TREBIAgent, TREBIConfig
+from trebi_gym.agents.models import described, parts_of
 from trebi_gym.agents.presets import preset
-from trebi_gym.datasets import load
+from trebi_gym.datasets import EpisodeDataset, load
 from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.records import EpisodeRecord, Evaluation, bootstrap_interval
 from trebi_gym.rollout import BudgetChange
 from trebi_gym.terminal import run
 
 DATASET = "SafePendulum-medium-replay-v0"
+BASE = preset("fast").replace(
+    outcome_critic=None,
+    planner={
+        "sampler": "ddim",
+        "sampler_steps": 5,
+        "retry_steps": None,
+        "candidates": 64,
+        "ranking": "rescored",
+        "budget_rule": "remaining",
+        "margin": 0.05,
+    },
+)
+"""What the variants differ from, each in one thing."""
+BLIND = "time-blind cost critic"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "stale ranking": {"ranking": "original"},
-    "constant budget rule": {"budget_rule": "constant"},
-    "time-blind cost critic": {},
+    "stale ranking": {"planner": {"ranking": "original"}},
+    "constant budget rule": {"planner": {"budget_rule": "constant"}},
+    BLIND: {
+        "cost_critic": NetworkConfig(BASE.cost_critic.name, {**BASE.cost_critic.options, "steps_left": False})
+    },
 }
 LATE = 150
 """Costs from this step of 200 on are told apart."""
@@ -33,7 +56,7 @@ LATE = 150
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compare single choices of the default preset."""
+    """Compare single choices of the preset fast, as it was before it had an outcome critic."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of training."""
@@ -44,26 +67,23 @@ class Arguments:
     first_seed: int = 30_000
     """Of the environments; used for nothing else."""
     total_steps: int | None = None
-    """Optimiser steps of the three models together; default: the preset's."""
+    """Optimiser steps of the three models together; default: the configuration's."""
     output: Path = Path("runs/choices")
     """Folder of agents and cells."""
 
 
 def main(arguments: Arguments) -> None:
     """Learn, evaluate, and print one table a variant."""
+    configs = {name: BASE.replace(**changes) for name, changes in VARIANTS.items()}
     dataset = load(DATASET)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
-        agent, blind = _agents(dataset, seed, arguments)
-        for name, changes in VARIANTS.items():
-            cell = arguments.output / f"{name.replace(' ', '-')}-{seed}.json"
+        for name, config in configs.items():
+            cell = _cell(name, config, dataset, seed, arguments)
             if cell.is_file():
                 continue
-            chosen = blind if name.startswith("time-blind") else agent
-            before = chosen.config.planner
-            chosen.set_planner(**changes)
             found = evaluate_budgets(
-                chosen,
+                _agent(config, dataset, seed, arguments),
                 "SafePendulum-v0",
                 budgets=list(arguments.budgets),
                 episodes=arguments.episodes,
@@ -72,38 +92,58 @@ def main(arguments: Arguments) -> None:
                 schedule=[BudgetChange(LATE, factor=1.0)],
                 progress_bar=True,
             )
-            chosen.set_planner(**{key: getattr(before, key) for key in changes})
             found.save(cell)
-        _true_scores(agent, dataset, seed, arguments)
-    for name in VARIANTS:
-        cells = [arguments.output / f"{name.replace(' ', '-')}-{seed}.json" for seed in arguments.seeds]
+        _true_scores(_agent(BASE, dataset, seed, arguments), dataset, seed, arguments)
+    for name, config in configs.items():
+        cells = [_cell(name, config, dataset, seed, arguments) for seed in arguments.seeds]
         print(f"\n{name}\n{_table([Evaluation.from_json(cell.read_text()) for cell in cells])}")
 
 
-def _agents(dataset: Any, seed: int, arguments: Arguments) -> tuple[TREBIAgent, TREBIAgent]:
-    path = arguments.output / f"default-{seed}.zip"
+def _mark(*things: Any) -> str:
+    """Return a short hash of plain JSON data."""
+    return hashlib.sha256(json.dumps(things, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _cell(name: str, config: TREBIConfig, dataset: EpisodeDataset, seed: int, arguments: Arguments) -> Path:
+    """Return the file of a cell, whose name tells everything that it depends on."""
+    runs = [arguments.total_steps, arguments.episodes, arguments.first_seed, arguments.budgets]
+    mark = _mark(config.to_dict(), described(dataset), runs)
+    return arguments.output / f"{name.replace(' ', '-')}-{seed}-{mark}.json"
+
+
+def _agent(config: TREBIConfig, dataset: EpisodeDataset, seed: int, arguments: Arguments) -> TREBIAgent:
+    """Learn, or load what has been learned from the same data in the same way, and let it plan as configured."""
+    learned = config.to_dict()
+    # of the planner, this alone is noted when the agent learns
+    learned["planner"] = learned["planner"]["budget_factor"]
+    mark = _mark(learned, described(dataset), arguments.total_steps)
+    blind = config.cost_critic != BASE.cost_critic
+    path = arguments.output / f"{'blind' if blind else 'default'}-agent-{seed}-{mark}.zip"
     if path.is_file():
         agent = TREBIAgent.load(path)
     else:
-        agent = TREBIAgent(seed=seed).learn(dataset, total_steps=arguments.total_steps)
+        if blind:
+            agent = _blind(config, dataset, seed, arguments)
+        else:
+            agent = TREBIAgent(config=config, seed=seed).learn(dataset, total_steps=arguments.total_steps)
         agent.save(path)
-    path = arguments.output / f"blind-{seed}.zip"
-    if path.is_file():
-        return agent, TREBIAgent.load(path)
-    config = preset("fast")
-    options = {**config.cost_critic.options, "steps_left": False}
-    blind = TREBIAgent(
-        config=config.replace(cost_critic=NetworkConfig(config.cost_critic.name, options)), seed=seed
-    )
-    blind.task = agent.task
-    blind.models |= {part: agent.models[part] for part in ("diffusion", "reward_critic")}
-    steps = None if arguments.total_steps is None else arguments.total_steps // 4
-    blind.learn_cost_critic(dataset, total_steps=steps)
-    blind.save(path)
-    return agent, blind
+    return agent.set_planner(**dataclasses.asdict(config.planner))
 
 
-def _true_scores(agent: TREBIAgent, dataset: Any, seed: int, arguments: Arguments) -> None:
+def _blind(config: TREBIConfig, dataset: EpisodeDataset, seed: int, arguments: Arguments) -> TREBIAgent:
+    """Return an agent of which the cost critic alone is learned, as long as that of the default, whose others it has."""
+    default = _agent(BASE, dataset, seed, arguments)
+    agent = TREBIAgent(config=config, seed=seed)
+    agent.take_up(dataset)
+    agent.models |= {part: default.models[part] for part in ("diffusion", "reward_critic")}
+    steps = {part: config.training_of(part).steps for part in parts_of(config)}
+    total = arguments.total_steps
+    # as learn() shares them
+    share = None if total is None else max(1, round(total * steps["cost_critic"] / sum(steps.values())))
+    return agent.learn_cost_critic(dataset, total_steps=share)
+
+
+def _true_scores(agent: TREBIAgent, dataset: EpisodeDataset, seed: int, arguments: Arguments) -> None:
     """Print what the plan that each ranking chooses is predicted to earn and cost once it is finished."""
     generator = np.random.default_rng(seed)
     rows = generator.integers(len(dataset.observations), size=200)
