@@ -82,8 +82,8 @@ class PlannerConfig:
     """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
     guided move as the original does."""
     cost_level: float = 0.1
-    """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget. The cost of logged
-    episodes that went on from a plan differs by what was chosen later; a low quantile is what can be had by choosing well."""
+    """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget. What logged episodes
+    cost after a plan depends on what was chosen later; a low quantile is what can be had by choosing well."""
     budget_rule: Literal["remaining", "constant"] = "remaining"
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
@@ -189,7 +189,8 @@ class TREBIConfig:
             low, *_, high = self.outcome_critic.options.get("levels", LEVELS)
             require(
                 low <= self.planner.cost_level <= high,
-                f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles {low:g} to {high:g}",
+                f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles "
+                f"{low:g} to {high:g}",
             )
         choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):

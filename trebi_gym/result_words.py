@@ -35,7 +35,8 @@ This page is written by `make results` from measured cells, one for each task, m
   *Reduced*: {REDUCED_EPISODES} episodes of one training seed on the pendulum, learned for
   {small.denoiser_training.steps:,} updates of the trajectory model and {small.critic_training.steps:,} of each critic, of
   {small.denoiser_training.batch_size} windows (published: 200,000 of 2 x 32), with {small.planner.candidates} candidates
-  (published: 128), and with {small.planner.control_interval} actions of each plan executed (published: 1). *Full size* is as published, and needs a GPU.
+  (published: 128), and with {small.planner.control_interval} actions of each plan executed (published: 1).
+  *Full size* is as published, and needs a GPU.
 - **Cloning** is a network of two layers, learned by mean squared error on the episodes in the data whose cost is within
   the budget, one for each budget; it is deterministic.
 - **Best episode** is the one of the greatest return in the data whose cost is within the budget; nothing is run.
