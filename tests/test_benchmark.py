@@ -223,7 +223,7 @@ def test_the_budget_of_the_benchmark_puts_every_plan_over_or_none(small_paper, s
         assert not nothing.feasible.any()
         assert nothing.costs.min() > 0.05  # and not only by rounding
         assert agent.plan(dataset.observations[:5], 1e6).feasible.all()
-        if which == "fast":  # whose outcome critic tells plain sums; the margin, up to a quarter, is held back
+        if which == "fast":  # plain sums; the margin, at most a quarter, is held back
             assert not agent.plan(dataset.observations[:5], 0.9).feasible.any()
             assert agent.plan(dataset.observations[:5], 1.4).feasible.all()
 
