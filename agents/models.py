@@ -21,6 +21,7 @@ from trebi_gym.agents.diffusion.denoising import (
     pin_first_observation,
 )
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
+from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
 from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
 from trebi_gym.agents.training import Loss
@@ -117,6 +118,7 @@ def described(dataset: EpisodeDataset) -> dict[str, Any]:
         "episodes": len(dataset),
         "steps": dataset.n_steps,
         "maximum_budget": maximum_budget(dataset).value,
+        "marks": episode_marks(dataset),
         **{key: dataset.metadata[key] for key in ("replaced_cost", "split") if dataset.metadata.get(key)},
     }
 
@@ -137,7 +139,8 @@ def noted(
         return now | {key: value for key, value in before.items() if key == "imported"}
     kept = dict(before)
     others = {part: data for part, data in kept.pop("parts", {}).items() if part not in parts}
-    if any(before.get(key) != value for key, value in now.items()):
+    # an agent from before episodes were marked is not told that its data are others
+    if any(before.get(key) != value for key, value in now.items() if key != "marks" or key in before):
         warnings.warn(
             f"{', '.join(parts)} will learn from {now['name']} ({now['episodes']} episodes, {now['steps']} steps), the "
             f"agent's normalisers and budgets are those of {before.get('name')} ({before.get('episodes')} episodes, "

@@ -122,8 +122,13 @@ def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]
         CheckpointError: it belongs to another configuration or other data, or nothing in it is unfinished.
     """
     found = checkpoint.read(path)
-    mine = {"config": agent.config.to_dict(), "learned_from": agent.learned_from, "seed": agent.seed}
+    mine = {
+        "config": agent.config.to_dict(),
+        "learned_from": _unmarked(agent.learned_from),
+        "seed": agent.seed,
+    }
     theirs = {name: found.description.get(name) for name in mine} | {"config": _config(found).to_dict()}
+    theirs["learned_from"] = _unmarked(theirs["learned_from"])
     mine = json.loads(json.dumps(mine))
     differing = [name for name in mine if mine[name] != theirs[name]]
     if differing:
@@ -153,6 +158,13 @@ def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]
     agent.run = Run(
         parts=tuple(run["parts"]), steps=dict(run["steps"]), part=run["part"], state=found.part("run")
     )
+
+
+def _unmarked(value: Any) -> Any:
+    """Return what an agent keeps of its data without the marks of single episodes: files from before have none."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _unmarked(item) for key, item in value.items() if key != "marks"}
 
 
 def _files(path: Path) -> list[Path]:

@@ -140,7 +140,7 @@ class BudgetGuidedPlanner:
         if self._sampled_again is None:
             return found
         # the one place where planning waits for a GPU before its end
-        broken = (least_costs(found.costs) > asked[1]).nonzero()[:, 0]
+        broken = ((least_costs(found.costs) > asked[1]) | (asked[1] < 0)).nonzero()[:, 0]
         if len(broken) == 0:
             return found
         # from the same noise, so that what one environment needs changes nothing for another
@@ -148,7 +148,7 @@ class BudgetGuidedPlanner:
         again = Candidates(
             *self._sampled_again(
                 *(value[rows] for value in asked),
-                *(value.unflatten(0, (-1, self.config.candidates))[rows].flatten(0, 1) for value in noise),
+                *(value.view(-1, self.config.candidates, *shape[1:])[rows].flatten(0, 1) for value in noise),
             )
         )
         cheaper = least_costs(again.costs[: len(broken)]) < least_costs(found.costs[broken])

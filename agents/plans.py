@@ -23,8 +23,8 @@ class Plan:
 
     @property
     def feasible(self) -> npt.NDArray[np.bool_]:
-        """(E, N) whether a plan is predicted to keep its budget."""
-        kept: npt.NDArray[np.bool_] = self.costs <= self.budgets[:, None]
+        """(E, N) whether a plan is predicted to keep its budget; none keeps one below zero."""
+        kept: npt.NDArray[np.bool_] = (self.costs <= self.budgets[:, None]) & (self.budgets >= 0)[:, None]
         return kept
 
 

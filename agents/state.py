@@ -36,8 +36,8 @@ class PlanState:
 
     @property
     def feasible(self) -> npt.NDArray[np.bool_]:
-        """(E,) whether any candidate was predicted to keep the budget, margin and reserve left aside."""
-        kept: npt.NDArray[np.bool_] = self.least <= self.limits
+        """(E,) whether any candidate was predicted to keep the budget, margin and reserve left aside; never below zero."""
+        kept: npt.NDArray[np.bool_] = (self.least <= self.limits) & (self.limits >= 0)
         return kept
 
     @property

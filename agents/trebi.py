@@ -71,10 +71,9 @@ class TREBIAgent(Calibrates):
         self.learned_from: dict[str, Any] = {}
         self.run: Run | None = None
         self._env = env_or_spaces if hasattr(env_or_spaces, "step") else None
-        self.observation_space: gym.spaces.Box | None = None
-        self.action_space: gym.spaces.Box | None = None
-        if env_or_spaces is not None:
-            self.observation_space, self.action_space = agent_spaces(env_or_spaces)
+        found = (None, None) if env_or_spaces is None else agent_spaces(env_or_spaces)
+        self.observation_space: gym.spaces.Box | None = found[0]
+        self.action_space: gym.spaces.Box | None = found[1]
         self.seed = spaces.resolve_seed(seed)
         self._generator = torch.Generator(device=self.device)
         self.set_random_seed(self.seed)

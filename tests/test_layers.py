@@ -21,6 +21,7 @@ FILES = "trebi_gym.files"
 TOP = {
     f"trebi_gym.{name}"
     for name in (
+        "bench_report",
         "benchmark",
         "cli",
         "critics",
@@ -34,7 +35,9 @@ TOP = {
         "learning_commands",
         "measuring",
         "report_commands",
+        "result_agents",
         "result_cells",
+        "result_closing",
         "result_measures",
         "result_page",
         "result_plan",

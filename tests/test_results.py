@@ -1,6 +1,7 @@
 """``make results``: cells that are kept and checked, targets that are computed, and a page of whatever there is."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -14,7 +15,7 @@ from trebi_gym.errors import ConfigError, DatasetError
 from trebi_gym.files import lock
 from trebi_gym.plots import plot_methods
 from trebi_gym.records import EpisodeRecord, Evaluation
-from trebi_gym.result_cells import Results, cell_path, part_path, settle, write_cell
+from trebi_gym.result_cells import Results, cell_path, part_path, settle, unpack, write_cell
 from trebi_gym.result_measures import best_episode, time_decisions
 from trebi_gym.result_page import write_page
 from trebi_gym.result_plan import METHODS, RATIOS, TASKS, Task, config_of, episodes_of, grid, reduced_paper
@@ -121,7 +122,9 @@ def test_after_a_kill_only_what_was_not_finished_is_run(toy, agents, tmp_path, m
     assert len(found) == 5 and first.items() <= found.items()
 
 
-def test_a_cell_of_another_planner_is_refused_and_computed_anew_when_asked(toy, agents, tmp_path, tiny_config):
+def test_a_cell_of_another_planner_is_refused_and_computed_anew_when_asked(
+    toy, agents, tmp_path, tiny_config
+):
     toy("evaluate", methods=("uncalibrated",), agents=agents)
     before = files(tmp_path / "cells")
     TASKS["toy"] = dataclasses.replace(TASKS["toy"], preset=tiny_config.replace(planner={"candidates": 5}))
@@ -154,7 +157,9 @@ def test_an_agent_of_other_data_or_of_another_seed_is_refused(toy, agents, shipp
 
 def test_an_agent_that_learned_otherwise_is_refused(toy, agents, tiny_config):
     TASKS["toy"] = dataclasses.replace(TASKS["toy"], preset=tiny_config.replace(first_action_weight=3.0))
-    with pytest.raises(ConfigError, match=r"configuration: {'first_action_weight': 10.0}, not {'first_action"):
+    with pytest.raises(
+        ConfigError, match=r"configuration: {'first_action_weight': 10.0}, not {'first_action"
+    ):
         toy("evaluate", methods=("uncalibrated",), agents=agents)
 
 
@@ -303,6 +308,43 @@ def test_the_full_paper_is_left_out_without_a_gpu(toy, tmp_path, capsys):
 # ---- made-up cells
 
 
+def test_cells_are_packed_into_one_file_and_unpacked_where_they_are_missing(tmp_path):
+    for seed in range(2):
+        put(tmp_path / "cells", seed=seed, over=seed)
+    put_data(tmp_path / "cells", "pendulum", [(1, 9)] * 5)
+    first, flags = (
+        tmp_path / "page-cells.json.gz",
+        {"stages": ("page",), "page": tmp_path / "again" / "page.md"},
+    )
+    main(Arguments(output=tmp_path / "cells", stages=("page",), page=tmp_path / "page.md"))
+    other = cell_path(tmp_path / "other", "pendulum", "calibrated-0.2", 1, 0.2)
+    put(tmp_path / "other", seed=1, over=7)
+    kept = other.read_bytes()
+    main(Arguments(output=tmp_path / "other", unpack=first, **flags))
+    assert other.read_bytes() == kept and len(files(tmp_path / "other")) == 3
+    other.unlink()
+    main(Arguments(output=tmp_path / "other", unpack=first, **flags))
+    for name in ("page.md", "page-cells.json.gz"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no gzip", "holds no packed cells"),
+        (gzip.compress(b'{"pendulum/../../evil.json": {}}'), "which is no cell's name; nothing was unpacked"),
+        (gzip.compress(b'{"pendulum/magic/a.json": {}}'), "no cell's name"),
+        (gzip.compress(b'["pendulum/data.json"]'), "holds no packed cells"),
+        (gzip.compress(b"{}")[:-9], "holds no packed cells"),
+    ],
+)
+def test_a_file_that_holds_no_cells_is_not_unpacked(tmp_path, content, message):
+    (tmp_path / "packed").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        unpack(tmp_path / "packed", tmp_path / "cells")
+    assert not (tmp_path / "cells").exists() and not (tmp_path / "evil.json").exists()
+
+
 def records(budget, *, over=0, count=20, earned=200.0, spent=0.8, feasible=1.0):
     """Episodes that cost a share of the budget, of which some cost 1 more than it."""
     costs = [budget + 1.0 if index < over else spent * budget for index in range(count)]
@@ -423,7 +465,9 @@ def test_the_papers_returns_are_held_against_ours_on_the_same_episodes(tmp_path)
     assert paper_verdicts(Results(tmp_path)) == []
     for ratio, earned, over in ((0.2, 100.0, 2), (0.6, 100.0, 0), (1.0, 100.0, 0)):
         put(tmp_path, method="paper-reduced", ratio=ratio, earned=earned, over=over, count=6)
-    put(tmp_path, method="uncalibrated", ratio=0.2, earned=95.1, over=6)  # all over, of which 6 of the 6 are paired
+    put(
+        tmp_path, method="uncalibrated", ratio=0.2, earned=95.1, over=6
+    )  # all over, of which 6 of the 6 are paired
     put(tmp_path, method="calibrated-0.2", ratio=0.2, earned=95.1, over=2)
     put(tmp_path, method="calibrated-0.2", ratio=0.6, earned=94.9)
     put(tmp_path, method="calibrated-0.2", ratio=1.0, seed=1, earned=120.0)  # of another training seed

@@ -64,7 +64,9 @@ class Summary:
     )
     share_never_feasible: float | None = None  # no plan ever was; None where the policy does not tell
     share_certified: float | None = None  # of the episodes, covered by a calibration's guarantee
-    share_changed: float | None = None  # of the episodes, whose budget changed before they ended; None where none did
+    share_changed: float | None = (
+        None  # of the episodes, whose budget changed before they ended; None where none did
+    )
 
 
 @dataclass(frozen=True)

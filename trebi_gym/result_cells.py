@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,6 +104,47 @@ def write_cell(
     with replacing(path) as temporary:
         document = {"request": request, "found": found, "made": made}
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False))
+
+
+def pack(output: Path, target: Path) -> None:
+    """Write all cells under a folder into one file, gzipped JSON, the same bytes for the same cells."""
+    found = {
+        path.relative_to(output).as_posix(): json.loads(path.read_text()) for path in _cell_files(output)
+    }
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    with replacing(target) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def unpack(source: Path, output: Path) -> int:
+    """Write the cells of a packed file that are not there yet, and return how many these were.
+
+    Raises:
+        ConfigError: it is no such file, or holds something else than cells.
+    """
+    try:
+        found = json.loads(gzip.decompress(source.read_bytes()))
+        paths = {output / name: json.dumps(document, indent=1) for name, document in found.items()}
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
+        raise ConfigError(f"{source} holds no packed cells: {error!r}") from error
+    for path in paths:
+        parts = path.relative_to(output).parts
+        methods = len(parts) == 2 or (len(parts) == 3 and parts[1] in METHODS)
+        if not (methods and parts[0] in TASKS and path.suffix == ".json" and ".." not in parts):
+            raise ConfigError(
+                f"{source} holds {'/'.join(parts)!r}, which is no cell's name; nothing was unpacked"
+            )
+    missing = {path: text for path, text in paths.items() if not path.exists()}
+    for path, text in missing.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    return len(missing)
+
+
+def _cell_files(output: Path) -> list[Path]:
+    """Return the files of all cells, whether of an evaluation or another part, in order."""
+    folders = [output / task / method for task in TASKS for method in ("", *METHODS)]
+    return [path for folder in folders for path in sorted(folder.glob("*.json"))]
 
 
 def cell_path(output: Path, task: str, method: str, seed: int, ratio: float) -> Path:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from trebi_gym.files import replacing
 from trebi_gym.plots import plot_methods
 from trebi_gym.records import Evaluation
-from trebi_gym.result_cells import Cell, Pool, Results
+from trebi_gym.result_cells import Pool, Results
+from trebi_gym.result_closing import grouped, made_with, table, times, unmeasured
 from trebi_gym.result_plan import (
     METHODS,
     RATIOS,
     RISKS,
     TASKS,
-    episodes_of,
     grid,
 )
 from trebi_gym.result_targets import (
@@ -30,7 +27,7 @@ from trebi_gym.result_targets import (
     risk_verdicts,
     spending_verdicts,
 )
-from trebi_gym.result_words import TIMES, commands, introduction
+from trebi_gym.result_words import commands, introduction
 
 FEW = 12
 """Up to so many targets of a group, those that are met are shown too."""
@@ -73,7 +70,7 @@ def write_page(output: Path, page: Path) -> None:
             picture.unlink(missing_ok=True)
     sections = [_head(results), _targets(results)]
     sections += [_task(results, task, pictures[task]) for task in TASKS]
-    sections += [_times(results), _unmeasured(results), _made_with(results), commands()]
+    sections += [times(results), unmeasured(results), made_with(results), commands()]
     with replacing(page) as temporary:
         temporary.write_text("\n\n".join(sections) + "\n")
 
@@ -108,7 +105,7 @@ def _task(results: Results, task: str, picture: Path) -> str:
         for ratio in RATIOS
         if any(ratio == planned for _, planned in grid(task, key))
     ]
-    lines += ["", _table(COLUMNS, rows)]
+    lines += ["", table(COLUMNS, rows)]
     if picture.is_file():
         lines += ["", f"![Return and cost / budget on {TASKS[task].env_id}](images/{picture.name})"]
     return "\n".join(lines)
@@ -137,7 +134,7 @@ def _note(pool: Pool, task: str, key: str, ratio: float) -> str:
     wanted = [seed for seed, planned in grid(task, key) if planned == ratio]
     notes = [
         f"{why} (training seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
-        for why, seeds in _grouped(pool.refusals).items()
+        for why, seeds in grouped(pool.refusals).items()
     ]
     if pool.cells and len(pool.cells) < len(wanted):
         notes.append(f"{len(pool.cells)} of {len(wanted)} training seeds")
@@ -211,122 +208,7 @@ def _counts(verdicts: Sequence[Verdict]) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count or word in words[:2])
 
 
-def _times(results: Results) -> str:
-    header = ("task", "data", "learn", "calibrate", *(METHODS[key].label for key in METHODS), "timing")
-    rows = []
-    for task in TASKS:
-        parts = {name: cell for (of, name), cell in results.parts.items() if of == task}
-        data = parts.get("data")
-        built = None if data is None else data.found["build_seconds"]
-        rows.append(
-            (
-                task,
-                "" if built is None else _duration(built),
-                _spent([cell for name, cell in parts.items() if name.startswith("learn-")]),
-                _spent([cell for name, cell in parts.items() if name.startswith("calibrate-")]),
-                *(_spent(results.of_method(task, key)) for key in METHODS),
-                _spent([cell for name, cell in parts.items() if name.startswith("time-")]),
-            )
-        )
-    loads = [
-        float(cell.found["load"]) for (_, name), cell in results.parts.items() if name.startswith("time-")
-    ]
-    words = TIMES
-    if loads:
-        words += f" When decisions were timed, the machine's load average was {min(loads):.1f} to {max(loads):.1f}."
-    return f"{words}\n\n{_table(header, rows)}"
-
-
-def _spent(cells: Sequence[Cell]) -> str:
-    if not cells:
-        return ""
-    resumed = any(cell.found.get("resumed") for cell in cells)
-    return f"{'≥ ' if resumed else ''}{_duration(sum(cell.made['seconds'] for cell in cells))} ({len(cells)})"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _unmeasured(results: Results) -> str:
-    lines = []
-    for task in TASKS:
-        for key, method in METHODS.items():
-            wanted = grid(task, key)
-            missing = [
-                (seed, ratio) for seed, ratio in wanted if seed not in results.pool(task, key, ratio).cells
-            ]
-            if not missing:
-                continue
-            by_ratio: dict[str, list[int]] = {}
-            for seed, ratio in missing:
-                by_ratio.setdefault(f"{ratio:g}", []).append(seed)
-            which = "; ".join(
-                f"ratio{'s' if len(ratios) > 1 else ''} {', '.join(ratios)}: training seeds {', '.join(map(str, seeds))}"
-                for seeds, ratios in _grouped(by_ratio).items()
-            )
-            lines.append(f"- {task}, {method.label}: {'all' if len(missing) == len(wanted) else which}")
-    short = [
-        f"- {task}, {METHODS[key].label}, ratio {ratio:g}, training seed {seed}: only {len(cell.evaluation.records)} "
-        f"of {episodes_of(key)} episodes"
-        for (task, key, ratio), cells in results.cells.items()
-        for seed, cell in cells.items()
-        if cell.evaluation is not None and len(cell.evaluation.records) < episodes_of(key)
-    ]
-    return "\n".join(["## Not measured", "", *(lines + short or ["Everything is measured."])])
-
-
-def _made_with(results: Results) -> str:
-    """Return which versions and planners the cells come from, and which cells of a method do not belong together."""
-    cells = [cell for found in results.cells.values() for cell in found.values()]
-    versions = sorted({str(cell.made["version"]) for cell in cells})
-    devices = sorted({str(cell.made["device"]) for cell in cells})
-    lines = ["## What the cells were made with", ""]
-    lines.append(
-        f"trebi-gym {', '.join(versions)}, on {', '.join(devices)}." if cells else "There are no cells yet."
-    )
-    for task, key in itertools.product(TASKS, METHODS):
-        found = results.of_method(task, key)
-        planners = {
-            json.dumps(cell.request["config"]["planner"], sort_keys=True)
-            for cell in found
-            if cell.request.get("config")
-        }
-        if planners:
-            label = METHODS[key].label
-            lines += ["", f"- {task}, {label}: planner " + " / ".join(map(_settings, sorted(planners)))]
-        marks: dict[int, set[Any]] = {}
-        for cell in found:
-            same = (cell.request.get("models"), cell.request.get("calibration"), cell.request.get("data"))
-            marks.setdefault(int(cell.request["seed"]), set()).add(same)
-        if len(planners) > 1 or any(len(seen) > 1 for seen in marks.values()):
-            lines.append(
-                "  **These cells do not belong together**: they are of different agents, planners or data; run it again "
-                "with `--redo`."
-            )
-    return "\n".join(lines)
-
-
-def _settings(planner: str) -> str:
-    return f"`{', '.join(f'{name}={value}' for name, value in json.loads(planner).items())}`"
-
-
-def _grouped(items: dict[Any, Any]) -> dict[Any, list[Any]]:
-    """Return the keys of equal values together."""
-    found: dict[Any, list[Any]] = {}
-    for key, value in items.items():
-        found.setdefault(tuple(value) if isinstance(value, list) else value, []).append(key)
-    return found
-
-
 def _mean(mean: float, interval: tuple[float, float], digits: int) -> str:
     low, high = interval
     around = "" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{mean:.{digits}f}{around}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)

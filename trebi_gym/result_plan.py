@@ -61,7 +61,7 @@ def _published(name: str, steps: int) -> Task:
 
 TASKS: dict[str, Task] = {
     "pendulum": _published("SafePendulum-medium-replay-v0", 20_000),
-    "reacher": _published("SafeReacher-medium-replay-v0", 100_000),
+    "reacher": _published("SafeReacher-medium-replay-v0", 50_000),
     "hopper": _velocity("Hopper"),
     "walker2d": _velocity("Walker2d"),
     "halfcheetah": _velocity("HalfCheetah"),

@@ -78,6 +78,12 @@ python -m trebi_gym.results --stages time page
 python -m trebi_gym.results --page-only
 ```
 
+Every episode of this page is in [results-cells.json.gz](results-cells.json.gz). To go on from there on another machine:
+
+```bash
+python -m trebi_gym.results --unpack docs/results-cells.json.gz --page-only
+```
+
 A cell of another agent, planner, data set or number of episodes is refused; `--redo` computes it anew. The data, which the
 stage `data` builds where they are not there yet (the pendulum's ship):
 

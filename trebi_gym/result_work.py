@@ -16,16 +16,16 @@ import torch
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.acting import AtRisk, check_calibrated
-from trebi_gym.agents.calibrating import fingerprint
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.cloning import TRAINING, BudgetCloning, within_budget
 from trebi_gym.datasets import EpisodeDataset, load, resolve
 from trebi_gym.datasets.parts import has_parts
 from trebi_gym.datasets.recipes import maximum_budget, user_data_folder
-from trebi_gym.errors import CalibrationError, ConfigError, DatasetError
+from trebi_gym.errors import CalibrationError, DatasetError
 from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.generating import generate
 from trebi_gym.records import Evaluation
+from trebi_gym.result_agents import Expected, load_agent
 from trebi_gym.result_cells import cell_path, part_path, settle
 from trebi_gym.result_measures import best_episode, digest, mark_of, time_decisions
 from trebi_gym.result_plan import (
@@ -280,34 +280,17 @@ class Work:
         return list(dict.fromkeys(pairs))
 
     def _agent(self, kind: Kind, seed: int, calibrated: bool = False) -> tuple[TREBIAgent, str]:
-        """Load an agent, and return it with a mark of its weights.
-
-        Raises:
-            ConfigError: it is not there, or is another one than its name says.
-        """
+        """Load an agent, and return it with a mark of its weights; see ``load_agent``."""
         path = self.asked.agents / agent_name(self.name, kind, seed, calibrated=calibrated)
-        if not path.is_file():
-            raise ConfigError(f"{path} is not there; run --stages {'calibrate' if calibrated else 'learn'}")
-        agent, asked = TREBIAgent.load(path, device=self.asked.device), config_of(self.task, kind)
-        pairs: dict[str, tuple[Any, Any]] = {
-            "configuration": _compared(plain(agent.config), plain(asked)),
-            "seed": (agent.seed, seed),
-            "episodes in its data": (agent.learned_from.get("episodes"), len(self.dataset)),
-            "steps in its data": (agent.learned_from.get("steps"), self.dataset.n_steps),
-        }
-        mark = fingerprint(agent)
-        if calibrated:
-            env_id = None if agent.calibration is None else getattr(agent.calibration, "env_id", None)
-            pairs["environment of its calibration"] = (env_id, self.task.env_id)
-            episodes = getattr(agent.calibration, "episodes", None)
-            pairs["episodes of its calibration"] = (episodes, self.asked.calibration_episodes)
-            pairs["weights"] = (mark, self.agent(kind, seed)[1])
-            pairs["planner of its calibration"] = (plain(agent.config.planner), plain(asked.planner))
-        wrong = [f"{name}: {found}, not {asked}" for name, (found, asked) in pairs.items() if found != asked]
-        if wrong:
-            raise ConfigError(f"{path} is not this task's agent ({'; '.join(wrong)}); move it away")
-        # how it plans is not learned: the configuration's planner is measured, whatever it was when this was learned
-        return agent.set_planner(**vars(asked.planner)), mark
+        expected = Expected(
+            config=config_of(self.task, kind),
+            seed=seed,
+            episodes=len(self.dataset),
+            steps=self.dataset.n_steps,
+            calibration=(self.task.env_id, self.asked.calibration_episodes) if calibrated else None,
+            weights=self.agent(kind, seed)[1] if calibrated else None,
+        )
+        return load_agent(path, expected, self.asked.device)
 
     def _part(self, name: str) -> Path:
         return part_path(self.asked.output, self.name, name)
@@ -319,12 +302,6 @@ class Work:
         said = {"made": "done", "kept": "is there already", "busy": "is left to another process"}[done]
         if done != "kept":
             print(f"  {path.relative_to(self.asked.output)} {said}", flush=True)
-
-
-def _compared(found: dict[str, Any], asked: dict[str, Any]) -> tuple[Any, Any]:
-    """Return those fields of two configurations in which they differ, but for the planner, which is not learned."""
-    differing = [name for name in asked if name != "planner" and found.get(name) != asked[name]]
-    return {name: found.get(name) for name in differing}, {name: asked[name] for name in differing}
 
 
 def _plain(evaluation: Evaluation) -> dict[str, Any]:

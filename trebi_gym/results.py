@@ -11,6 +11,7 @@ import tyro
 from trebi_gym.agents.spaces import resolve_device
 from trebi_gym.budget import is_whole
 from trebi_gym.errors import ConfigError
+from trebi_gym.result_cells import pack, unpack
 from trebi_gym.result_page import write_page
 from trebi_gym.result_plan import EPISODES, METHODS, SEED_STEP, SEEDS, TASKS
 from trebi_gym.result_work import Request, Work
@@ -44,7 +45,9 @@ class Arguments:
     agents: Path | None = None
     """Folder of the agents, default: agents in OUTPUT. Those that are there already are taken."""
     page: Path = Path("docs/results.md")
-    """The page; pictures go to images beside it."""
+    """The page; pictures go to images beside it, and all its cells into one file, PAGE with -cells.json.gz for .md."""
+    unpack: Path | None = None
+    """First put the cells of such a file, which a page is written with, into OUTPUT, where they are not there already."""
     page_only: bool = False
     """Write the page from the cells that exist, and do nothing else."""
     redo: bool = False
@@ -82,6 +85,8 @@ def main(arguments: Arguments) -> None:
         raise ConfigError(
             f"--datasets takes TASK=NAME_OR_FILE, of the tasks {', '.join(TASKS)}; got {', '.join(foreign)}"
         )
+    if arguments.unpack is not None:
+        print(f"{unpack(arguments.unpack, arguments.output)} cells unpacked into {arguments.output}")
     stages = ("page",) if arguments.page_only else arguments.stages
     for name in arguments.tasks if set(stages) != {"page"} else ():
         work = Work(
@@ -105,6 +110,7 @@ def main(arguments: Arguments) -> None:
                 getattr(work, stage)()
     if "page" in stages:
         write_page(arguments.output, arguments.page)
+        pack(arguments.output, arguments.page.with_name(f"{arguments.page.stem}-cells.json.gz"))
         print(f"written to {arguments.page}")
 
 

@@ -73,9 +73,7 @@ class OutcomeCritic(nn.Module):
             Tensor, self.reward_leave(self.reward_trunk(features, self._no_step(x)))
         ).squeeze(1)
 
-    def judge(
-        self, x: Tensor, steps_left: Tensor, budgets: Tensor, level: float
-    ) -> tuple[Tensor, Tensor]:
+    def judge(self, x: Tensor, steps_left: Tensor, budgets: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """Return what the rest earns (B,) if the budgets (B,) are spent, and the quantile (B,) of a level of its cost.
 
         A budget beyond what episodes from the windows x (B, H, D) cost, the lowest to the highest quantile, is not spent:

@@ -433,7 +433,7 @@ def test_held_out_episodes_give_a_reserve_without_a_guarantee(tiny_config, shipp
         agent.calibrate(dataset=learned)
     renamed = dataclasses.replace(learned, metadata={"name": "another"}).select([0, 1, 2])
     mixed = EpisodeDataset.from_episodes([*held, *renamed])
-    agent.learned_from["marks"] = episode_marks(learned)
+    assert agent.learned_from["marks"] == episode_marks(learned)
     with pytest.raises(CalibrationError, match=f"learned from 3 of these {len(held) + 3} episodes"):
         agent.calibrate(dataset=mixed)
     agent.calibrate(dataset=held, risk=0.2)

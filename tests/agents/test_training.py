@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 
 from trebi_gym.agents import TrainingConfig, TREBIAgent
-from trebi_gym.agents.models import EVERY_PART
+from trebi_gym.agents.marks import episode_marks
+from trebi_gym.agents.models import EVERY_PART, described, noted
 from trebi_gym.agents.training import Fit
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import CheckpointError, ConfigError, DatasetError
@@ -134,6 +136,34 @@ def test_a_falling_learning_rate_and_a_running_average_are_resumed_exactly_too(
 def test_what_was_stopped_is_saved_and_loaded_as_it_was(shipped_dataset, tiny_config, tmp_path):
     stopped = make_agent(tiny_config).learn(shipped_dataset, callback=stop_at(70), progress_bar=False)
     assert_same_weights(TREBIAgent.load(stopped.save(tmp_path / "a"), device="cpu"), stopped)
+
+
+def test_a_run_from_before_episodes_were_marked_is_resumed_and_a_refusal_lists_no_marks(
+    shipped_dataset, tiny_config, tmp_path
+):
+    stopped = make_agent(tiny_config).learn(shipped_dataset, callback=stop_at(70), progress_bar=False)
+    marks = stopped.learned_from["marks"]
+    assert marks == episode_marks(shipped_dataset)
+    del stopped.learned_from["marks"]
+    path = stopped.save(tmp_path / "run")
+    resumed = make_agent(tiny_config).learn(shipped_dataset, progress_bar=False, resume_from=path)
+    assert resumed.learned_from["marks"] == marks
+    with pytest.raises(CheckpointError, match="its learned_from differ") as refused:
+        make_agent(tiny_config).learn(shipped_dataset.select(range(50)), progress_bar=False, resume_from=path)
+    assert marks[0] not in str(refused.value)
+
+
+def test_a_part_of_an_agent_from_before_episodes_were_marked_learns_the_same_data_without_a_warning(
+    shipped_dataset,
+):
+    now = described(shipped_dataset)
+    before = {key: value for key, value in now.items() if key != "marks"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert noted(before, shipped_dataset, ["cost_critic"], whole=False) == before
+    with pytest.warns(UserWarning, match="normalisers and budgets are those of"):
+        kept = noted(now | {"marks": ["0" * 12]}, shipped_dataset, ["cost_critic"], whole=False)
+    assert kept["parts"]["cost_critic"]["marks"] == now["marks"]
 
 
 def test_resuming_refuses_what_belongs_to_something_else(shipped_dataset, tiny_config, tiny_agent, tmp_path):
