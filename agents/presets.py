@@ -55,10 +55,8 @@ fast_long = fast.replace(
     preset="fast_long",
     discount=0.997,
     cost_discount=1.0,
-    denoiser_training={"steps": 30_000},
-    critic_training={"steps": 8_000},
-    outcome_critic=None,
-    planner=PlannerConfig(),
+    denoiser_training={"steps": 15_000},
+    critic_training={"steps": 6_000},
 )
 
 PRESETS: dict[str, TREBIConfig] = {

@@ -22,12 +22,14 @@ from trebi_gym.result_plan import METHODS, RATIOS, TASKS, Task, config_of, episo
 from trebi_gym.result_targets import (
     PENDULUM_RETURNS,
     greatest_share,
+    moved_verdicts,
     paper_verdicts,
     return_verdicts,
     risk_verdicts,
     spending_verdicts,
 )
 from trebi_gym.results import Arguments, main
+from trebi_gym.schedules import SCHEDULES
 
 register_toy_envs()
 
@@ -75,12 +77,15 @@ def files(folder):
 
 
 def test_every_stage_leaves_its_cells_and_a_second_run_keeps_them(toy, tmp_path, monkeypatch):
+    # the other kinds do not fit into an episode of six steps
+    monkeypatch.setattr(result_work, "SCHEDULES", {name: SCHEDULES[name] for name in ("drop", "late")})
     methods = ("calibrated-0.2", "uncalibrated", "cloning", "best-episode")
-    stages = ("data", "learn", "calibrate", "evaluate", "time", "page")
+    stages = ("data", "learn", "calibrate", "evaluate", "schedules", "time", "page")
     toy(*stages, methods=methods)
     found = files(tmp_path / "cells")
     cells = {f"toy/{key}/seed-0-ratio-{ratio:g}.json" for key in methods for ratio in RATIOS}
     parts = {"data", "learn-toy-0", "calibrate-toy-0-calibrated", *(f"time-{key}" for key in methods[:3])}
+    parts |= {f"moved-{name}-0" for name in ("drop", "late")}
     assert set(found) == cells | {f"toy/{name}.json" for name in parts}
     page = (tmp_path / "docs" / "results.md").read_bytes()
 
@@ -461,6 +466,32 @@ def test_returns_of_the_pendulum_are_held_against_their_own_targets(tmp_path):
     assert found == ["met", "missed", "missed", "not measured", "not measured"]
 
 
+def test_budgets_that_move_are_missed_where_they_are_broken_though_feasible(tmp_path):
+    for name, feasible, over in (("drop", 1.0, 7), ("raise", 1.0, 6), ("late", 0.0, 20)):
+        for seed in range(3):
+            moved = [
+                dataclasses.replace(record, changed_budget=1.0 if name == "drop" else None)
+                for record in records(36.0, over=over, feasible=feasible)
+            ]
+            write_cell(
+                part_path(tmp_path, "pendulum", f"moved-{name}-{seed}"),
+                {"seed": seed, "ratio": 0.6, "budget": 36.0},
+                {"evaluation": json.loads(Evaluation(tuple(moved)).to_json())},
+                seconds=1.0,
+                device="cpu",
+            )
+    found = moved_verdicts(Results(tmp_path))
+    assert verdict(found, "pendulum, drop").status == "missed"
+    assert verdict(found, "pendulum, raise").status == "met"
+    late = verdict(found, "pendulum, late")
+    assert late.status == "met" and late.said.endswith("never feasible in 60")
+    assert verdict(found, "pendulum, walk").status == "not measured"
+    write_page(tmp_path, tmp_path / "page.md")
+    rows = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines()]
+    (drop,) = [row for row in rows if row[:2] == ["| pendulum", "drop"]]
+    assert drop[2:4] == ["60", "1.00"] and drop[6:] == ["0.35", "0.35", "0.00 |"]
+
+
 def test_the_papers_returns_are_held_against_ours_on_the_same_episodes(tmp_path):
     assert paper_verdicts(Results(tmp_path)) == []
     for ratio, earned, over in ((0.2, 100.0, 2), (0.6, 100.0, 0), (1.0, 100.0, 0)):
@@ -489,7 +520,7 @@ def test_the_page_of_no_cells_says_that_nothing_is_measured(tmp_path):
     write_page(tmp_path / "cells", tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     assert "\n0 of 403 cells are there" in text
-    assert "In all: 0 met, 0 missed, 56 not measured." in text
+    assert "In all: 0 met, 0 missed, 81 not measured." in text
     assert "There are no cells yet." in text and "images/" not in text
     assert not (tmp_path / "images").exists()
     assert text.count("- pendulum, ") == len(METHODS)  # each is listed as not measured

@@ -43,7 +43,7 @@ def read_cell(path: Path) -> Cell:
     try:
         document = json.loads(path.read_text())
         cell = Cell(dict(document["request"]), dict(document["found"]), dict(document["made"]))
-        if "evaluation" in cell.found:  # an evaluated cell, and no other part
+        if "evaluation" in cell.found:  # an evaluated cell, and no part without episodes
             float(cell.request["ratio"]), int(cell.request["seed"]), float(cell.request["budget"])
             _ = cell.evaluation
         float(cell.made["seconds"]), str(cell.made["version"]), str(cell.made["device"])
@@ -215,6 +215,15 @@ class Results:
     def part(self, task: str, name: str) -> Cell | None:
         """Return another part of a task, if it is there."""
         return self.parts.get((task, name))
+
+    def moved(self, task: str, schedule: str) -> list[EpisodeRecord]:
+        """Return the episodes of a task whose budgets moved by a schedule, of all training seeds."""
+        cells = [
+            cell
+            for (of, name), cell in self.parts.items()
+            if of == task and name.rpartition("-")[0] == f"moved-{schedule}"
+        ]
+        return [record for cell in cells if cell.evaluation for record in cell.evaluation.records]
 
     def budget(self, task: str, ratio: float) -> float | None:
         """Return the budget of a ratio, if any cell or the data's part tells it."""

@@ -14,7 +14,15 @@ from trebi_gym.result_words import TIMES
 
 def times(results: Results) -> str:
     """Return the section on how long each part took."""
-    header = ("task", "data", "learn", "calibrate", *(METHODS[key].label for key in METHODS), "timing")
+    header = (
+        "task",
+        "data",
+        "learn",
+        "calibrate",
+        *(METHODS[key].label for key in METHODS),
+        "budgets that move",
+        "timing",
+    )
     rows = []
     for task in TASKS:
         parts = {name: cell for (of, name), cell in results.parts.items() if of == task}
@@ -27,6 +35,7 @@ def times(results: Results) -> str:
                 _spent([cell for name, cell in parts.items() if name.startswith("learn-")]),
                 _spent([cell for name, cell in parts.items() if name.startswith("calibrate-")]),
                 *(_spent(results.of_method(task, key)) for key in METHODS),
+                _spent([cell for name, cell in parts.items() if name.startswith("moved-")]),
                 _spent([cell for name, cell in parts.items() if name.startswith("time-")]),
             )
         )

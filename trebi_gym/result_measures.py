@@ -11,12 +11,32 @@ import numpy as np
 
 from trebi_gym.agents.cloning import within_budget
 from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.datasets.recipes import maximum_budget
 from trebi_gym.records import EpisodeRecord, Evaluation
-from trebi_gym.result_plan import FIRST_SEED
+from trebi_gym.result_plan import FIRST_SEED, RATIOS
 from trebi_gym.rollout import Policy, make_envs, rollout
 
 WARM_UP = 2
 """Decisions before those that are timed."""
+
+
+def described(dataset: EpisodeDataset) -> dict[str, Any]:
+    """Return what the page says of a task's data; plain JSON."""
+    maximum = maximum_budget(dataset)
+    within = {ratio: len(within_budget(dataset, ratio * maximum.value)) for ratio in RATIOS}
+    rate = dataset.metadata.get("steps_per_second")
+    return {
+        "name": dataset.metadata.get("name"),
+        "algorithm": dataset.metadata.get("algorithm"),
+        "steps": dataset.n_steps,
+        "episodes": len(dataset),
+        "maximum_budget": maximum.value,
+        "rule": maximum.rule,
+        "returns": [float(dataset.episode_returns.min()), float(dataset.episode_returns.max())],
+        "costs": [float(dataset.episode_costs.min()), float(dataset.episode_costs.max())],
+        "sides": {f"{ratio:g}": [count, len(dataset) - count] for ratio, count in within.items()},
+        "build_seconds": dataset.n_steps / float(rate) if rate else None,
+    }
 
 
 def best_episode(dataset: EpisodeDataset, budget: float) -> Evaluation:

@@ -13,6 +13,8 @@ from trebi_gym.result_cells import Pool, Results
 from trebi_gym.result_closing import grouped, made_with, table, times, unmeasured
 from trebi_gym.result_plan import (
     METHODS,
+    MOVED_METHOD,
+    MOVED_RATIO,
     RATIOS,
     RISKS,
     TASKS,
@@ -22,12 +24,14 @@ from trebi_gym.result_targets import (
     FULL,
     Verdict,
     greatest_share,
+    moved_verdicts,
     paper_verdicts,
     return_verdicts,
     risk_verdicts,
     spending_verdicts,
 )
 from trebi_gym.result_words import commands, introduction
+from trebi_gym.schedules import SCHEDULES
 
 FEW = 12
 """Up to so many targets of a group, those that are met are shown too."""
@@ -70,6 +74,7 @@ def write_page(output: Path, page: Path) -> None:
             picture.unlink(missing_ok=True)
     sections = [_head(results), _targets(results)]
     sections += [_task(results, task, pictures[task]) for task in TASKS]
+    sections += [_moved(results)]
     sections += [times(results), unmeasured(results), made_with(results), commands()]
     with replacing(page) as temporary:
         temporary.write_text("\n\n".join(sections) + "\n")
@@ -94,7 +99,8 @@ def _task(results: Results, task: str, picture: Path) -> str:
     else:
         found = data.found
         lines.append(
-            f"Data: {found['name']}, {found['steps']:,} steps in {found['episodes']:,} episodes, returns "
+            f"Data: {found['name']}, of {found.get('algorithm')}: "
+            f"{found['steps']:,} steps in {found['episodes']:,} episodes, returns "
             f"{found['returns'][0]:.1f} to {found['returns'][1]:.1f}, costs {found['costs'][0]:.1f} to "
             f"{found['costs'][1]:.1f}. Maximum budget {found['maximum_budget']:.4g}, {found['rule']}. Episodes within the "
             "budgets: " + ", ".join(f"{found['sides'][f'{ratio:g}'][0]}" for ratio in RATIOS) + "."
@@ -108,6 +114,50 @@ def _task(results: Results, task: str, picture: Path) -> str:
     lines += ["", table(COLUMNS, rows)]
     if picture.is_file():
         lines += ["", f"![Return and cost / budget on {TASKS[task].env_id}](images/{picture.name})"]
+    return "\n".join(lines)
+
+
+def _moved(results: Results) -> str:
+    """Return the section on budgets that move."""
+    header = (
+        "task",
+        "schedule",
+        "episodes",
+        "changed",
+        "return",
+        "cost",
+        "share over",
+        "over, feasible",
+        "never feasible",
+    )
+    rows = []
+    for task in TASKS:
+        for schedule in SCHEDULES:
+            records = results.moved(task, schedule)
+            if not records:
+                continue
+            summary = Evaluation(tuple(records)).summary()
+            shares = (summary.share_over, summary.share_broken_though_feasible, summary.share_never_feasible)
+            rows.append(
+                (
+                    task,
+                    schedule,
+                    str(summary.episodes),
+                    f"{summary.share_changed or 0.0:.2f}",
+                    _mean(summary.return_mean, summary.return_interval, 1),
+                    _mean(summary.cost_mean, summary.cost_interval, 2),
+                    *("" if share is None else f"{share:.2f}" for share in shares),
+                )
+            )
+    lines = [
+        "## Budgets that move",
+        "",
+        f"{METHODS[MOVED_METHOD].label.capitalize()}, a budget of ratio {MOVED_RATIO:g} at the start, "
+        "[changed](howto-budgets.md) in mid-episode at steps that every episode draws. Over is an episode that broke its "
+        "last budget; *changed* is the share of episodes that lasted until their change.",
+        "",
+        table(header, rows) if rows else "Nothing is measured yet.",
+    ]
     return "\n".join(lines)
 
 
@@ -166,6 +216,13 @@ def _targets(results: Results) -> str:
             "Return of the pendulum",
             "At risk 0.2, the mean return is at least 145, 155, 165, 172 and 178 for the five budgets.",
             return_verdicts(results),
+            [],
+        ),
+        (
+            "Budgets that move",
+            f"At risk {METHODS[MOVED_METHOD].risk:g}, from a budget of ratio {MOVED_RATIO:g} on, the share of episodes that "
+            "break their last budget, though some plan was once predicted to keep it, is at most what the risk allows.",
+            moved_verdicts(results),
             [],
         ),
         (

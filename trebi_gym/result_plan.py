@@ -19,6 +19,10 @@ SEED_STEP = 1_000
 """From one training seed's first evaluation episode to the next one's."""
 TIMED_RATIO = 0.6
 """Of the budget under which decisions are timed."""
+MOVED_METHOD, MOVED_RATIO = "calibrated-0.2", 0.6
+"""What acts, and under which budget at the start, where budgets move in mid-episode."""
+MOVED_SEEDS = 10_000
+"""From the first seed of the evaluation episodes to that of episodes whose budgets move."""
 REDUCED_RATIOS, REDUCED_EPISODES = (0.2, 0.6, 1.0), 6
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from trebi_gym.records import EpisodeRecord, bootstrap_interval
 from trebi_gym.result_cells import Pool, Results
-from trebi_gym.result_plan import EPISODES, METHODS, RATIOS, SEEDS, TASKS, grid
+from trebi_gym.result_plan import EPISODES, METHODS, MOVED_METHOD, RATIOS, SEEDS, TASKS, grid
+from trebi_gym.schedules import SCHEDULES
 
 FULL = len(SEEDS) * EPISODES
 """Episodes of one task, method and ratio."""
@@ -129,6 +130,26 @@ def return_verdicts(results: Results) -> list[Verdict]:
         else:
             status: Status = "met" if summary.return_mean >= least else "missed"
             verdicts.append(Verdict(name, status, f"return {summary.return_mean:.1f}, at least {least:g}"))
+    return verdicts
+
+
+def moved_verdicts(results: Results) -> list[Verdict]:
+    """Return one verdict for each task and schedule: broken though feasible, in the share that the risk allows."""
+    risk = METHODS[MOVED_METHOD].risk
+    assert risk is not None
+    verdicts = []
+    for task in TASKS:
+        for schedule in SCHEDULES:
+            records, name = results.moved(task, schedule), f"{task}, {schedule}"
+            if len(records) < FULL:
+                verdicts.append(Verdict(name, "not measured", f"{len(records)} of {FULL} episodes"))
+                continue
+            broken = sum(bool(record.feasible) and not record.kept for record in records)
+            never = sum(not record.feasible for record in records)
+            share, limit = broken / len(records), greatest_share(risk, len(records))
+            said = f"{broken} of {len(records)} episodes broke a budget that was feasible: {share:.3f}, at most {limit:.3f}"
+            said += f"; never feasible in {never}"
+            verdicts.append(Verdict(name, "met" if share <= limit else "missed", said))
     return verdicts
 
 

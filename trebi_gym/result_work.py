@@ -31,7 +31,9 @@ from trebi_gym.result_measures import best_episode, digest, mark_of, time_decisi
 from trebi_gym.result_plan import (
     FIRST_SEED,
     METHODS,
-    RATIOS,
+    MOVED_METHOD,
+    MOVED_RATIO,
+    MOVED_SEEDS,
     RISKS,
     SEED_STEP,
     TASKS,
@@ -43,6 +45,7 @@ from trebi_gym.result_plan import (
     grid,
 )
 from trebi_gym.rollout import Policy
+from trebi_gym.schedules import SCHEDULES, BudgetSchedule
 from trebi_gym.terminal import learn_with_checkpoints, partial_file
 
 
@@ -86,23 +89,9 @@ class Work:
                 algo=self.task.algo,
                 resume=resume,
             )
-        self._settle(self._part("data"), {"source": self.asked.source, "data": self.data_mark}, self._data)
-
-    def _data(self) -> dict[str, Any]:
-        dataset, maximum = self.dataset, self.maximum
-        within = {ratio: len(within_budget(dataset, ratio * maximum)) for ratio in RATIOS}
-        rate = dataset.metadata.get("steps_per_second")
-        return {
-            "name": dataset.metadata.get("name"),
-            "steps": dataset.n_steps,
-            "episodes": len(dataset),
-            "maximum_budget": maximum,
-            "rule": maximum_budget(dataset).rule,
-            "returns": [float(dataset.episode_returns.min()), float(dataset.episode_returns.max())],
-            "costs": [float(dataset.episode_costs.min()), float(dataset.episode_costs.max())],
-            "sides": {f"{ratio:g}": [count, len(dataset) - count] for ratio, count in within.items()},
-            "build_seconds": dataset.n_steps / float(rate) if rate else None,
-        }
+        self._settle(
+            self._part("data"), {"source": self.asked.source, "data": self.data_mark}, self._described
+        )
 
     def learn(self) -> None:
         """Learn every agent that is not there yet."""
@@ -209,6 +198,29 @@ class Work:
             seed=request["first_seed"],
         )
         return found | {"evaluation": _plain(evaluation)}
+
+    def schedules(self) -> None:
+        """Run episodes whose budgets move, of every kind of schedule."""
+        if MOVED_METHOD not in self.asked.methods:
+            return
+        for name in SCHEDULES:
+            for seed in self.asked.seeds:
+                request = self._request(MOVED_METHOD, seed, MOVED_RATIO) | {"schedule": name}
+                request |= {"episodes": self.asked.episodes, "env_id": self.task.env_id}
+                request |= {"first_seed": FIRST_SEED + MOVED_SEEDS + SEED_STEP * seed}
+
+                def moved(request: dict[str, Any] = request, seed: int = seed) -> dict[str, Any]:
+                    found = evaluate_budgets(
+                        self._policy(MOVED_METHOD, seed, request["budget"]),
+                        self.task.env_id,
+                        budgets=[request["budget"]],
+                        episodes=request["episodes"],
+                        seed=request["first_seed"],
+                        schedule=BudgetSchedule(request["schedule"]),
+                    )
+                    return {"evaluation": _plain(found)}
+
+                self._settle(self._part(f"moved-{name}-{seed}"), request, moved)
 
     def _policy(self, key: str, seed: int, budget: float, *, updates: int | None = None) -> Policy:
         method = METHODS[key]

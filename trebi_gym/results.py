@@ -17,7 +17,7 @@ from trebi_gym.result_plan import EPISODES, METHODS, SEED_STEP, SEEDS, TASKS
 from trebi_gym.result_work import Request, Work
 from trebi_gym.terminal import run
 
-STAGES = ("data", "learn", "calibrate", "evaluate", "time", "page")
+STAGES = ("data", "learn", "calibrate", "evaluate", "schedules", "time", "page")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Arguments:
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods; the paper's in full size is left out where there is no GPU."""
     stages: tuple[str, ...] = STAGES
-    """Which stages, of data, learn, calibrate, evaluate, time, page; they run in this order."""
+    """Which stages, of data, learn, calibrate, evaluate, schedules, time, page; they run in this order."""
     seeds: tuple[int, ...] = SEEDS
     """Which training seeds."""
     episodes: int = EPISODES
