@@ -89,9 +89,8 @@ class Work:
                 algo=self.task.algo,
                 resume=resume,
             )
-        self._settle(
-            self._part("data"), {"source": self.asked.source, "data": self.data_mark}, self._described
-        )
+        request = {"source": self.asked.source, "data": self.data_mark}
+        self._settle(self._part("data"), request, lambda: described(self.dataset))
 
     def learn(self) -> None:
         """Learn every agent that is not there yet."""
