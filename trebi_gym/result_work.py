@@ -27,7 +27,7 @@ from trebi_gym.generating import generate
 from trebi_gym.records import Evaluation
 from trebi_gym.result_agents import Expected, load_agent
 from trebi_gym.result_cells import cell_path, part_path, settle
-from trebi_gym.result_measures import best_episode, digest, mark_of, time_decisions
+from trebi_gym.result_measures import best_episode, described, digest, mark_of, time_decisions
 from trebi_gym.result_plan import (
     FIRST_SEED,
     METHODS,
