@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from trebi_gym.agents.config import TrainingConfig
+from trebi_gym.agents.inputs import parse_observations
 from trebi_gym.agents.spaces import check_dataset, resolve_device, resolve_seed, spaces_of_dataset
 from trebi_gym.agents.training import Fit
 from trebi_gym.budget import Budget, check_budget
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.normalizers import fit_gaussian
-from trebi_gym.errors import DatasetError, NotLearnedError, ObservationError
+from trebi_gym.errors import DatasetError, NotLearnedError
 
 Array = npt.NDArray[Any]
 
@@ -117,20 +118,15 @@ class BudgetCloning:
 
         Raises:
             NotLearnedError: nothing was learned yet.
-            ObservationError: the observation has another size.
+            ObservationError: the observation has another size, or is not finite.
         """
         if self._network is None:
             raise NotLearnedError("there is nothing learned yet; call learn(dataset)")
-        given = np.asarray(observation, dtype=np.float32)
-        if given.ndim not in (1, 2) or given.shape[-1] != len(self._observations.center):
-            raise ObservationError(
-                f"observations must have shape ({len(self._observations.center)},) or one such row for each "
-                f"environment; got {given.shape}"
-            )
+        given, single = parse_observations(observation, len(self._observations.center))
         with torch.inference_mode():
             found = self._network(self._tensor(self._observations.normalize(given))).cpu().numpy()
         actions = np.clip(self._actions.unnormalize(found), self._space.low, self._space.high)
-        return actions.astype(np.float32), None
+        return (actions[0] if single else actions).astype(np.float32), None
 
     def _tensor(self, values: Array) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)

@@ -73,7 +73,7 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
             "no budget was given: pass predict(observation, budget=b), or wrap the environment with "
             "BudgetWrapper(env, b, observe=True), whose observations carry it"
         )
-    observations, single = _observations(observation, observation_size)
+    observations, single = parse_observations(observation, observation_size)
     remaining, discounts, steps, totals = _budgets(budget, len(observations))
     if steps_left is not None:
         if steps_left.size not in (1, len(observations)) or not np.isfinite(steps_left).all():
@@ -182,7 +182,12 @@ def _numbers(value: Any, what: str, error_class: type[TrebiError], but: str = ""
     raise error_class(f"{what} must be numbers; got {value!r}")
 
 
-def _observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64], bool]:
+def parse_observations(observation: Any, size: int) -> tuple[npt.NDArray[np.float64], bool]:
+    """Return observations (E, O), and whether a single one (O,) was given.
+
+    Raises:
+        ObservationError: of a wrong shape, or not finite numbers.
+    """
     array = _numbers(observation, "an observation", ObservationError)
     single = array.ndim == 1
     batch = array[None] if single else array

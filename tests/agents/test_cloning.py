@@ -86,3 +86,6 @@ def test_what_cannot_be_asked_is_refused():
     policy = BudgetCloning(10.0, training=dataclasses.replace(SHORT, steps=1)).learn(two_ways())
     with pytest.raises(ObservationError, match=r"\(2,\).*got \(4, 3\)"):
         policy.predict(np.zeros((4, 3)))
+    with pytest.raises(ObservationError, match=r"observation\[0, 1\] is nan"):
+        policy.predict(np.array([0.0, np.nan]))
+    assert policy.predict(np.zeros(2))[0].shape == (1,)
