@@ -45,12 +45,13 @@ This page is written by `make results` from measured cells, one for each task, m
 - **ms**: median milliseconds of a decision with one environment and one thread, under the budget at ratio
   {TIMED_RATIO:g}, timed apart from the episodes, in a run of a few decisions.
 
-**When the promise does not hold.** A certificate speaks of episodes that are drawn as those of the calibration were: another system,
-other starts, wear, or a budget that changes in mid-episode are not covered, and nothing notices the first three. It holds with 95%
-confidence for each agent, so one agent in twenty may be certified wrongly; what 60 episodes show of it is uncertain again, which the
-targets below allow for. Budgets below the smallest that is certified are planned for as well as can be, and marked. The page on
-[risk](risk.md) has the whole list, that on [the critics](critics.md) what plans predicted against what episodes cost, and
-[how `fast` was chosen](fast.md) what was tried and lost."""
+**When the promise does not hold.** A certificate speaks of episodes that are drawn as those of the calibration were:
+another system, other starts, wear, or a budget that changes in mid-episode are not covered, and nothing notices the
+first three. It holds with 95% confidence for each agent, so one agent in twenty may be certified wrongly; what 60
+episodes show of it is uncertain again, which the targets below allow for. Budgets below the smallest that is
+certified are planned for as well as can be, and marked. The page on [risk](risk.md) has the whole list, that on [the
+critics](critics.md) what plans predicted against what episodes cost, and [how `fast` was chosen](fast.md) what was
+tried and lost."""
 
 
 TIMES = """## How long each part took
