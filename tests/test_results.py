@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 
+import numpy as np
 import pytest
 from test_plots_video import svg_texts
 from toy_envs import register_toy_envs
@@ -11,10 +12,12 @@ from toy_envs import register_toy_envs
 from trebi_gym import result_cells, result_work
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.cloning import TRAINING
+from trebi_gym.budget import Budget
 from trebi_gym.errors import ConfigError, DatasetError
 from trebi_gym.files import lock
 from trebi_gym.plots import plot_methods
 from trebi_gym.records import EpisodeRecord, Evaluation
+from trebi_gym.result_agents import counted_as_original
 from trebi_gym.result_cells import Results, cell_path, part_path, settle, unpack, write_cell
 from trebi_gym.result_measures import best_episode, time_decisions
 from trebi_gym.result_page import write_page
@@ -299,9 +302,22 @@ def test_the_papers_cells_on_a_cpu_are_few_and_its_size_is_stated():
     assert len(grid("hopper", "paper")) == 15
     small = reduced_paper()
     assert small.planner.sampler == "ddpm" and small.planner.candidates == 64
-    assert small.denoiser_training.steps == 10_000 and small.planner.control_interval == 2
+    assert (
+        small.denoiser_training.steps == 10_000
+        and small.planner.control_interval == 5
+        and small.planner.ranking == "original"
+    )
     assert config_of(TASKS["halfcheetah"], "paper").horizon == 4
     assert config_of(TASKS["hopper"], "default").preset == "fast_long"
+
+
+def test_budgets_of_the_papers_agents_are_counted_as_the_original_does(tiny_agent):
+    seen = np.zeros((1, 3))
+    tiny_agent.set_random_seed(2)
+    action, _ = counted_as_original(tiny_agent).predict(seen, budget=[Budget(30.0)])
+    tiny_agent.set_random_seed(2)
+    told = Budget(30.0 * tiny_agent.task.budget_factor, tiny_agent.config.cost_discount)
+    np.testing.assert_array_equal(action, tiny_agent.predict(seen, budget=[told])[0])
 
 
 def test_the_full_paper_is_left_out_without_a_gpu(toy, tmp_path, capsys):

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents.accounting import OriginalAccounting
+from trebi_gym.agents.acting import AtRisk
 from trebi_gym.agents.calibrating import fingerprint
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.errors import ConfigError
+from trebi_gym.rollout import Policy
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ def load_agent(path: Path, expected: Expected, device: str) -> tuple[TREBIAgent,
     if wrong:
         raise ConfigError(f"{path} is not this task's agent ({'; '.join(wrong)}); move it away")
     return agent.set_planner(**vars(expected.config.planner)), mark
+
+
+def counted_as_original(agent: TREBIAgent) -> Policy:
+    """Return an agent of the paper's as a policy whose undiscounted budgets are counted as the original does."""
+    _, task = agent.ready()
+    return OriginalAccounting(AtRisk(agent, None), task.budget_factor, agent.config.cost_discount)
 
 
 def _compared(found: dict[str, Any], asked: dict[str, Any]) -> tuple[Any, Any]:

@@ -117,9 +117,11 @@ def reduced_paper(
     diffusion_updates: int = 10_000,
     critic_updates: int = 6_000,
     candidates: int = 64,
-    control_interval: int = 2,
+    control_interval: int = 5,
 ) -> TREBIConfig:
     """Return the paper's preset for toy tasks, learned for fewer updates, of 64 windows at once in the place of 2 x 32.
+
+    Plans are ranked as the original does, by what the guide said at its last move.
 
     Args:
         diffusion_updates: of the trajectory model; published are 200,000.
@@ -131,7 +133,7 @@ def reduced_paper(
     return preset("toy_safe_env").replace(
         denoiser_training={"steps": diffusion_updates, **update},
         critic_training={"steps": critic_updates, **update},
-        planner={"candidates": candidates, "control_interval": control_interval},
+        planner={"candidates": candidates, "control_interval": control_interval, "ranking": "original"},
     )
 
 
@@ -139,7 +141,9 @@ def config_of(task: Task, kind: Kind) -> TREBIConfig:
     """Return the configuration that a task's agents of this kind are learned with."""
     if kind == "paper-reduced":
         return reduced_paper()
-    return preset(task.preset) if kind == "default" else preset(task.paper_preset, task.paper_dataset)
+    if kind == "default":
+        return preset(task.preset)
+    return preset(task.paper_preset, task.paper_dataset).replace(planner={"ranking": "original"})
 
 
 def agent_name(task: str, kind: Kind, seed: int, *, calibrated: bool = False) -> str:

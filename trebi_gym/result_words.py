@@ -31,11 +31,13 @@ This page is written by `make results` from measured cells, one for each task, m
 - **default** is the preset `fast`, and `fast_long` for the hopper, the walker and the cheetah. *Calibrated* agents were
   calibrated in closed loop, at risk {risks}, on episodes of other seeds; *uncalibrated* ones are the same agents
   before that.
-- **{paper}** (arXiv 2306.00603) plan for seconds a decision on a CPU.
+- **{paper}** (arXiv 2306.00603) plan for seconds a decision on a CPU. Budgets are counted and plans ranked as the
+  original does.
   *Reduced*: {REDUCED_EPISODES} episodes of one training seed on the pendulum, learned for
   {small.denoiser_training.steps:,} updates of the trajectory model and {small.critic_training.steps:,} of each critic, of
   {small.denoiser_training.batch_size} windows (published: 200,000 of 2 x 32), with {small.planner.candidates} candidates
-  (published: 128), and with {small.planner.control_interval} actions of each plan executed (published: 1).
+  (published: 128), and with {small.planner.control_interval} actions of each plan executed (published: 1), which
+  may cost it a few percent of its return.
   *Full size* is as published, and needs a GPU.
 - **Cloning** is a network of two layers, learned by mean squared error on the episodes in the data whose cost is within
   the budget, one for each budget; it is deterministic.

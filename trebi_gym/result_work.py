@@ -25,7 +25,7 @@ from trebi_gym.errors import CalibrationError, DatasetError
 from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.generating import generate
 from trebi_gym.records import Evaluation
-from trebi_gym.result_agents import Expected, load_agent
+from trebi_gym.result_agents import Expected, counted_as_original, load_agent
 from trebi_gym.result_cells import cell_path, part_path, settle
 from trebi_gym.result_measures import best_episode, described, digest, mark_of, time_decisions
 from trebi_gym.result_plan import (
@@ -157,12 +157,8 @@ class Work:
     def _request(self, key: str, seed: int, ratio: float) -> dict[str, Any]:
         """Return what an evaluated cell's policy depends on."""
         method = METHODS[key]
-        request: dict[str, Any] = {
-            "method": key,
-            "seed": seed,
-            "ratio": ratio,
-            "budget": ratio * self.maximum,
-        }
+        request: dict[str, Any] = {"method": key, "seed": seed, "ratio": ratio}
+        request["budget"] = ratio * self.maximum
         if method.kind == "cloning":
             return request | {"data": self.data_mark, "training": plain(TRAINING)}
         if method.kind == "data":
@@ -171,8 +167,9 @@ class Work:
         calibration = None
         if method.risk is not None:
             calibration = digest(json.dumps(check_calibrated(agent, method.risk).to_dict()).encode())
-        config = agent.config.to_dict()
-        return request | {"risk": method.risk, "models": mark, "config": config, "calibration": calibration}
+        request |= {"risk": method.risk, "models": mark, "calibration": calibration}
+        accounting = {} if method.kind == "default" else {"accounting": "original"}
+        return request | {"config": agent.config.to_dict()} | accounting
 
     def _episodes(self, key: str, request: dict[str, Any]) -> dict[str, Any]:
         """Return what a cell finds: its episodes, whether its budget is certified, or why there are none."""
@@ -227,7 +224,8 @@ class Work:
             training = replace(TRAINING, steps=updates or TRAINING.steps)
             cloning = BudgetCloning(budget, seed=seed, device=self.asked.device, training=training)
             return cloning.learn(self.dataset)
-        return AtRisk(self.agent(method.kind, seed, method.risk is not None)[0], method.risk)
+        agent, _ = self.agent(method.kind, seed, method.risk is not None)
+        return AtRisk(agent, method.risk) if method.kind == "default" else counted_as_original(agent)
 
     def time(self) -> None:
         """Time single decisions, with one environment and one thread."""
