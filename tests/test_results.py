@@ -2,14 +2,17 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_plots_video import svg_texts
 from toy_envs import register_toy_envs
 
-from trebi_gym import result_cells, result_work
+from trebi_gym import result_cells, result_measures, result_work
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.cloning import TRAINING
 from trebi_gym.budget import Budget
@@ -19,7 +22,7 @@ from trebi_gym.plots import plot_methods
 from trebi_gym.records import EpisodeRecord, Evaluation
 from trebi_gym.result_agents import counted_as_original
 from trebi_gym.result_cells import Results, cell_path, part_path, settle, unpack, write_cell
-from trebi_gym.result_measures import best_episode, time_decisions
+from trebi_gym.result_measures import best_episode, moved_schedule, time_decisions
 from trebi_gym.result_page import write_page
 from trebi_gym.result_plan import METHODS, RATIOS, TASKS, Task, config_of, episodes_of, grid, reduced_paper
 from trebi_gym.result_targets import (
@@ -293,6 +296,30 @@ def test_as_many_decisions_as_asked_are_timed_beyond_an_episodes_end(tiny_agent)
     assert len(time_decisions(tiny_agent, "ShortPendulum-v0", 20.0, 7)) == 7
 
 
+def test_what_a_plan_takes_is_spread_over_the_actions_that_are_executed_of_it(tiny_agent, monkeypatch):
+    tick = iter(itertools.count())
+    clock = SimpleNamespace(now=0.0)
+
+    class Planning:
+        """Every third decision takes 3 seconds, the others none."""
+
+        def predict(self, *args, **kwargs):
+            clock.now += 3.0 if next(tick) % 3 == 0 else 0.0
+            return tiny_agent.predict(*args, **kwargs)
+
+    monkeypatch.setattr(result_measures.time, "perf_counter", lambda: clock.now)
+    assert time_decisions(Planning(), "ShortPendulum-v0", 20.0, 4, interval=3) == [1.0] * 4
+
+
+def test_steps_of_changes_are_drawn_within_the_median_episode_where_episodes_end_early(shipped_dataset):
+    whole = {name: moved_schedule(name, shipped_dataset) for name in SCHEDULES}
+    assert all(str(schedule) == name for name, schedule in whole.items())
+    lengths = np.array([4, 9, 200])
+    ended = SimpleNamespace(lengths=lengths)
+    found = {name: str(moved_schedule(name, ended)) for name in SCHEDULES}
+    assert found == {name: name if name == "walk" else f"{name}:within=9" for name in SCHEDULES}
+
+
 def test_the_papers_cells_on_a_cpu_are_few_and_its_size_is_stated():
     assert grid("pendulum", "paper-reduced") == [(0, 0.2), (0, 0.6), (0, 1.0)]
     assert grid("hopper", "paper-reduced") == []
@@ -486,8 +513,14 @@ def test_budgets_that_move_are_missed_where_they_are_broken_though_feasible(tmp_
     for name, feasible, over in (("drop", 1.0, 7), ("raise", 1.0, 6), ("late", 0.0, 20)):
         for seed in range(3):
             moved = [
-                dataclasses.replace(record, changed_budget=1.0 if name == "drop" else None)
+                dataclasses.replace(record, changed_budget=1.0)
                 for record in records(36.0, over=over, feasible=feasible)
+            ]
+            # these ended before their change, and tell nothing of it
+            unchanged = {"drop": None, "late": math.inf}.get(name)
+            moved += [
+                dataclasses.replace(record, changed_budget=unchanged, feasible=None)
+                for record in (moved if name in ("drop", "late") else [])
             ]
             write_cell(
                 part_path(tmp_path, "pendulum", f"moved-{name}-{seed}"),
@@ -500,12 +533,13 @@ def test_budgets_that_move_are_missed_where_they_are_broken_though_feasible(tmp_
     assert verdict(found, "pendulum, drop").status == "missed"
     assert verdict(found, "pendulum, raise").status == "met"
     late = verdict(found, "pendulum, late")
-    assert late.status == "met" and late.said.endswith("never feasible in 60")
+    assert late.status == "met" and "never feasible in 60; 60 more" in late.said
     assert verdict(found, "pendulum, walk").status == "not measured"
     write_page(tmp_path, tmp_path / "page.md")
     rows = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines()]
     (drop,) = [row for row in rows if row[:2] == ["| pendulum", "drop"]]
-    assert drop[2:4] == ["60", "1.00"] and drop[6:] == ["0.35", "0.35", "0.00 |"]
+    assert drop[2:4] == ["120", "0.50"] and drop[6] == "0.35"
+    assert verdict(found, "pendulum, drop").said.endswith("; 60 more ended before their change")
 
 
 def test_the_papers_returns_are_held_against_ours_on_the_same_episodes(tmp_path):

@@ -84,11 +84,25 @@ def test_what_the_kinds_change():
         ("walk:every=0", "every must be a whole number of at least 1"),
         ("drop:step=2.5", "step must be a whole number"),
         ("walk:times=3", "walk has no option times; it has size, every"),
+        ("walk:within=30", "walk has no option within"),
+        ("drop:within=0", "within must be a whole number of at least 1"),
+        ("late:step=3,within=30", "give step, or within, from which it is drawn"),
     ],
 )
 def test_what_is_no_schedule_is_refused(text, message):
     with pytest.raises(BudgetError, match=message):
         parse_schedule(text)
+
+
+@pytest.mark.parametrize("name", ["drop", "drops", "raise", "late"])
+def test_steps_are_drawn_within_what_is_asked(name):
+    within, whole = BudgetSchedule(name, {"within": 40}), BudgetSchedule(name)
+    for seed in range(20):
+        drawn = within.changes(seed, 30.0, 1000)
+        assert max(change.step for change in drawn) < 40
+        assert drawn == whole.changes(seed, 30.0, 40)
+    with pytest.raises(BudgetError, match="within must be at most the time limit of 30 steps"):
+        within.changes(0, 30.0, 30)
 
 
 @pytest.mark.parametrize("text", ["drop:step=5", "drops:times=7", "walk:every=5", "late:step=9"])

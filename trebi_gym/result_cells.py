@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -224,6 +225,15 @@ class Results:
             if of == task and name.rpartition("-")[0] == f"moved-{schedule}"
         ]
         return [record for cell in cells if cell.evaluation for record in cell.evaluation.records]
+
+    @staticmethod
+    def changed(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
+        """Return the episodes that lasted until a change to a budget that can be broken."""
+        return [
+            record
+            for record in records
+            if record.changed_budget is not None and math.isfinite(record.changed_budget)
+        ]
 
     def budget(self, task: str, ratio: float) -> float | None:
         """Return the budget of a ratio, if any cell or the data's part tells it."""

@@ -15,9 +15,10 @@ from trebi_gym.datasets.recipes import maximum_budget
 from trebi_gym.records import EpisodeRecord, Evaluation
 from trebi_gym.result_plan import FIRST_SEED, RATIOS
 from trebi_gym.rollout import Policy, make_envs, rollout
+from trebi_gym.schedules import BudgetSchedule, schedule_options
 
 WARM_UP = 2
-"""Decisions before those that are timed."""
+"""Plans before those that are timed."""
 
 
 def described(dataset: EpisodeDataset) -> dict[str, Any]:
@@ -56,17 +57,39 @@ def best_episode(dataset: EpisodeDataset, budget: float) -> Evaluation:
     return Evaluation((record,), {"seeds": "the episode's place in the data"})
 
 
-def time_decisions(policy: Policy, env_id: str, budget: float, decisions: int) -> list[float]:
-    """Return the seconds of each of so many decisions in a closed loop with one environment, after a warm-up."""
+def moved_schedule(name: str, dataset: EpisodeDataset) -> BudgetSchedule:
+    """Return a schedule for a data set's task.
+
+    Where episodes end early, the steps are drawn within the median episode of the data: most that are drawn within the time
+    limit would never be reached.
+    """
+    median, longest = int(np.median(dataset.lengths)), int(dataset.lengths.max())
+    drawn = "within" in schedule_options(name)
+    return BudgetSchedule(name, {"within": median} if drawn and median < longest else {})
+
+
+def time_decisions(
+    policy: Policy, env_id: str, budget: float, plans: int, *, interval: int = 1
+) -> list[float]:
+    """Return the seconds of a decision in a closed loop with one environment, for each of so many plans, after a warm-up.
+
+    Args:
+        policy: what decides.
+        env_id: of the environment.
+        budget: of every episode.
+        plans: to time.
+        interval: decisions of which only the first makes a plan; what they take together is spread over them.
+    """
     clock = _Clock(policy)
     envs = make_envs(env_id, 1)
     try:
         steps = rollout(clock, envs, budgets=itertools.repeat(budget), seed=FIRST_SEED)
-        for _ in itertools.islice(steps, WARM_UP + decisions):
+        for _ in itertools.islice(steps, (WARM_UP + plans) * interval):
             pass
     finally:
         envs.close()
-    return clock.seconds[WARM_UP:]
+    groups = np.reshape(clock.seconds, (WARM_UP + plans, interval))
+    return list(map(float, groups.mean(axis=1)[WARM_UP:]))
 
 
 def mark_of(dataset: EpisodeDataset) -> str:

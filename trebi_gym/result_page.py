@@ -143,7 +143,7 @@ def _moved(results: Results) -> str:
                     task,
                     schedule,
                     str(summary.episodes),
-                    f"{summary.share_changed or 0.0:.2f}",
+                    f"{len(results.changed(records)) / len(records):.2f}",
                     _mean(summary.return_mean, summary.return_interval, 1),
                     _mean(summary.cost_mean, summary.cost_interval, 2),
                     *("" if share is None else f"{share:.2f}" for share in shares),
@@ -153,8 +153,9 @@ def _moved(results: Results) -> str:
         "## Budgets that move",
         "",
         f"{METHODS[MOVED_METHOD].label.capitalize()}, a budget of ratio {MOVED_RATIO:g} at the start, "
-        "[changed](howto-budgets.md) in mid-episode at steps that every episode draws. Over is an episode that broke its "
-        "last budget; *changed* is the share of episodes that lasted until their change.",
+        "[changed](howto-budgets.md) in mid-episode at steps that every episode draws, within the data's median episode "
+        "where the task ends episodes early. Over is an episode that broke its last budget; *changed* is the share of "
+        "episodes that lasted until a change.",
         "",
         table(header, rows) if rows else "Nothing is measured yet.",
     ]

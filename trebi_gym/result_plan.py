@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from trebi_gym.agents.config import TREBIConfig
@@ -97,6 +98,22 @@ METHODS: dict[str, Method] = {
     "cloning": Method("cloning of the episodes within the budget", "cloning"),
     "best-episode": Method("best episode in the data within the budget", "data"),
 }
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of one task; see ``results.Arguments``."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    episodes: int
+    calibration_episodes: int
+    decisions: int
+    source: str
+    output: Path
+    agents: Path
+    redo: bool
+    device: str
 
 
 def grid(task: str, method: str) -> list[tuple[int, float]]:

@@ -134,7 +134,10 @@ def return_verdicts(results: Results) -> list[Verdict]:
 
 
 def moved_verdicts(results: Results) -> list[Verdict]:
-    """Return one verdict for each task and schedule: broken though feasible, in the share that the risk allows."""
+    """Return one verdict for each task and schedule: broken though feasible, in the share that the risk allows.
+
+    Of the episodes that lasted until a change: the others tell nothing of it.
+    """
     risk = METHODS[MOVED_METHOD].risk
     assert risk is not None
     verdicts = []
@@ -144,11 +147,18 @@ def moved_verdicts(results: Results) -> list[Verdict]:
             if len(records) < FULL:
                 verdicts.append(Verdict(name, "not measured", f"{len(records)} of {FULL} episodes"))
                 continue
-            broken = sum(bool(record.feasible) and not record.kept for record in records)
-            never = sum(not record.feasible for record in records)
-            share, limit = broken / len(records), greatest_share(risk, len(records))
-            said = f"{broken} of {len(records)} episodes broke a budget that was feasible: {share:.3f}, at most {limit:.3f}"
-            said += f"; never feasible in {never}"
+            changed = results.changed(records)
+            if not changed:
+                said = f"none of {len(records)} episodes lasted until its change"
+                verdicts.append(Verdict(name, "not measured", said))
+                continue
+            broken = sum(bool(record.feasible) and not record.kept for record in changed)
+            never = sum(not record.feasible for record in changed)
+            share, limit = broken / len(changed), greatest_share(risk, len(changed))
+            said = f"{broken} of {len(changed)} episodes broke a changed budget that was feasible: {share:.3f}, at most "
+            said += f"{limit:.3f}; never feasible in {never}"
+            if len(changed) < len(records):
+                said += f"; {len(records) - len(changed)} more ended before their change"
             verdicts.append(Verdict(name, "met" if share <= limit else "missed", said))
     return verdicts
 

@@ -45,7 +45,8 @@ This page is written by `make results` from measured cells, one for each task, m
 - **return, cost**: mean with 95% bootstrap interval over all episodes, training seeds together. **share over**: of the
   episodes that cost more than the budget. **worst excess**: the most by which one did.
 - **ms**: median milliseconds of a decision with one environment and one thread, under the budget at ratio
-  {TIMED_RATIO:g}, timed apart from the episodes, in a run of a few decisions.
+  {TIMED_RATIO:g}, timed apart from the episodes, in a run of a few decisions. Where several actions of a plan are executed,
+  its time is spread over them.
 
 **When the promise does not hold.** A certificate speaks of episodes that are drawn as those of the calibration were:
 another system, other starts, wear, or a budget that changes in mid-episode are not covered, and nothing notices the

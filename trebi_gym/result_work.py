@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from trebi_gym.generating import generate
 from trebi_gym.records import Evaluation
 from trebi_gym.result_agents import Expected, counted_as_original, load_agent
 from trebi_gym.result_cells import cell_path, part_path, settle
-from trebi_gym.result_measures import best_episode, described, digest, mark_of, time_decisions
+from trebi_gym.result_measures import best_episode, described, digest, mark_of, moved_schedule, time_decisions
 from trebi_gym.result_plan import (
     FIRST_SEED,
     METHODS,
@@ -39,6 +39,7 @@ from trebi_gym.result_plan import (
     TASKS,
     TIMED_RATIO,
     Kind,
+    Request,
     agent_name,
     config_of,
     episodes_of,
@@ -47,22 +48,6 @@ from trebi_gym.result_plan import (
 from trebi_gym.rollout import Policy
 from trebi_gym.schedules import SCHEDULES, BudgetSchedule
 from trebi_gym.terminal import learn_with_checkpoints, partial_file
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of one task; see ``results.Arguments``."""
-
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    episodes: int
-    calibration_episodes: int
-    decisions: int
-    source: str
-    output: Path
-    agents: Path
-    redo: bool
-    device: str
 
 
 class Work:
@@ -196,23 +181,26 @@ class Work:
         return found | {"evaluation": _plain(evaluation)}
 
     def schedules(self) -> None:
-        """Run episodes whose budgets move, of every kind of schedule."""
+        """Run episodes whose budgets move, of every kind of schedule; see ``moved_schedule``."""
         if MOVED_METHOD not in self.asked.methods:
             return
         for name in SCHEDULES:
+            schedule = moved_schedule(name, self.dataset)
             for seed in self.asked.seeds:
-                request = self._request(MOVED_METHOD, seed, MOVED_RATIO) | {"schedule": name}
+                request = self._request(MOVED_METHOD, seed, MOVED_RATIO) | {"schedule": str(schedule)}
                 request |= {"episodes": self.asked.episodes, "env_id": self.task.env_id}
                 request |= {"first_seed": FIRST_SEED + MOVED_SEEDS + SEED_STEP * seed}
 
-                def moved(request: dict[str, Any] = request, seed: int = seed) -> dict[str, Any]:
+                def moved(
+                    request: dict[str, Any] = request, seed: int = seed, schedule: BudgetSchedule = schedule
+                ) -> dict[str, Any]:
                     found = evaluate_budgets(
                         self._policy(MOVED_METHOD, seed, request["budget"]),
                         self.task.env_id,
                         budgets=[request["budget"]],
                         episodes=request["episodes"],
                         seed=request["first_seed"],
-                        schedule=BudgetSchedule(request["schedule"]),
+                        schedule=schedule,
                     )
                     return {"evaluation": _plain(found)}
 
@@ -228,7 +216,7 @@ class Work:
         return AtRisk(agent, method.risk) if method.kind == "default" else counted_as_original(agent)
 
     def time(self) -> None:
-        """Time single decisions, with one environment and one thread."""
+        """Time decisions, with one environment and one thread."""
         for key in self._methods():
             seeds = [seed for seed, ratio in grid(self.name, key) if ratio == TIMED_RATIO]
             seed = next((seed for seed in seeds if seed in self.asked.seeds), None)
@@ -239,9 +227,15 @@ class Work:
             def timed(key: str = key, seed: int = seed, budget: float = request["budget"]) -> dict[str, Any]:
                 threads, load = torch.get_num_threads(), os.getloadavg()[0]
                 policy = self._policy(key, seed, budget, updates=1)
+                method, interval = METHODS[key], 1
+                if method.learns_agent:
+                    agent, _ = self.agent(method.kind, seed, method.risk is not None)
+                    interval = agent.config.planner.control_interval
                 torch.set_num_threads(1)
                 try:
-                    seconds = time_decisions(policy, self.task.env_id, budget, self.asked.decisions)
+                    seconds = time_decisions(
+                        policy, self.task.env_id, budget, self.asked.decisions, interval=interval
+                    )
                 finally:
                     torch.set_num_threads(threads)
                 median = 1000 * statistics.median(seconds)

@@ -13,8 +13,8 @@ from trebi_gym.budget import is_whole
 from trebi_gym.errors import ConfigError
 from trebi_gym.result_cells import pack, unpack
 from trebi_gym.result_page import write_page
-from trebi_gym.result_plan import EPISODES, METHODS, SEED_STEP, SEEDS, TASKS
-from trebi_gym.result_work import Request, Work
+from trebi_gym.result_plan import EPISODES, METHODS, SEED_STEP, SEEDS, TASKS, Request
+from trebi_gym.result_work import Work
 from trebi_gym.terminal import run
 
 STAGES = ("data", "learn", "calibrate", "evaluate", "schedules", "time", "page")

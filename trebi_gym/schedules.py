@@ -18,17 +18,33 @@ Changes = tuple[BudgetChange, ...]
 Draw = np.random.Generator
 
 
-def _drop(draw: Draw, budget: float, limit: int, share: float = 0.4, step: int | None = None) -> Changes:
+def _drop(
+    draw: Draw,
+    budget: float,
+    limit: int,
+    share: float = 0.4,
+    step: int | None = None,
+    within: int | None = None,
+) -> Changes:
     """What is left becomes ``share`` of it at ``step``, drawn from the middle half of the episode if not given."""
     return (BudgetChange(_middle(draw, limit) if step is None else step, factor=share),)
 
 
-def _drops(draw: Draw, budget: float, limit: int, share: float = 0.7, times: int = 3) -> Changes:
+def _drops(
+    draw: Draw, budget: float, limit: int, share: float = 0.7, times: int = 3, within: int | None = None
+) -> Changes:
     """``times`` drops to ``share`` of what is left, at steps that are drawn."""
     return tuple(BudgetChange(step, factor=share) for step in _steps(draw, limit, times))
 
 
-def _raise(draw: Draw, budget: float, limit: int, share: float = 2.0, step: int | None = None) -> Changes:
+def _raise(
+    draw: Draw,
+    budget: float,
+    limit: int,
+    share: float = 2.0,
+    step: int | None = None,
+    within: int | None = None,
+) -> Changes:
     """What is left becomes ``share`` times as much at ``step``, drawn from the middle half if not given."""
     return (BudgetChange(_middle(draw, limit) if step is None else step, factor=share),)
 
@@ -39,7 +55,9 @@ def _walk(draw: Draw, budget: float, limit: int, size: float = 0.2, every: int =
     return tuple(BudgetChange(step, factor=float(np.exp(size * draw.standard_normal()))) for step in steps)
 
 
-def _late(draw: Draw, budget: float, limit: int, step: int | None = None) -> Changes:
+def _late(
+    draw: Draw, budget: float, limit: int, step: int | None = None, within: int | None = None
+) -> Changes:
     """There is no limit until ``step``, drawn from the middle half if not given; from there on the rest has the budget."""
     first = _middle(draw, limit) if step is None else step
     return BudgetChange(0, remaining=math.inf), BudgetChange(first, remaining=budget)
@@ -67,7 +85,8 @@ class BudgetSchedule:
 
     Args:
         name: one of ``SCHEDULES``.
-        options: ``share``, ``step``, ``times``, ``size`` or ``every``, as the kind has them.
+        options: ``share``, ``step``, ``times``, ``size``, ``every`` or ``within``, as the kind has them. ``within`` takes
+            the place of the time limit where steps are drawn: for tasks whose episodes mostly end before it.
 
     Raises:
         BudgetError: there is no such kind or option, or a value that cannot be.
@@ -79,7 +98,7 @@ class BudgetSchedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise BudgetError(f"there is no schedule {self.name!r}; there are {', '.join(SCHEDULES)}")
-        known = _options(self.name)
+        known = schedule_options(self.name)
         unknown = sorted(set(self.options) - set(known))
         if unknown:
             raise BudgetError(
@@ -94,6 +113,8 @@ class BudgetSchedule:
                 raise BudgetError(
                     f"{self.name}: {option} must be a whole number of at least 1; got {value!r}"
                 )
+        if {"step", "within"} <= set(self.options):
+            raise BudgetError(f"{self.name}: give step, or within, from which it is drawn; got both")
 
     def changes(self, seed: int, budget: float, limit: int) -> Changes:
         """Return an episode's changes, in order.
@@ -107,6 +128,10 @@ class BudgetSchedule:
             BudgetError: a change would come after the episode's end.
         """
         values = {**_defaults(self.name), **self.options}
+        within = values.get("within") or limit
+        if within > limit:
+            raise BudgetError(f"{self}: within must be at most the time limit of {limit} steps")
+        limit = within
         if max(values.get(option) or 1 for option in ("step", "times", "every")) >= limit:
             raise BudgetError(
                 f"{self} does not fit into an episode of {limit} steps: its change must come before the end "
@@ -142,7 +167,8 @@ def parse_schedule(text: str) -> BudgetSchedule:
     return BudgetSchedule(name, options)
 
 
-def _options(name: str) -> list[str]:
+def schedule_options(name: str) -> list[str]:
+    """Return the options that a kind of change has."""
     return list(_defaults(name))
 
 
