@@ -28,6 +28,8 @@ class Expected:
     """Of these data."""
     calibration: tuple[str, int] | None = None
     """Environment, and episodes of each planned budget; None where it need not be calibrated."""
+    planned: list[float] | None = None
+    """Planned budgets of the calibration; None for any."""
     weights: str | None = None
     """Mark of the weights; None for any."""
 
@@ -57,6 +59,9 @@ def load_agent(path: Path, expected: Expected, device: str) -> tuple[TREBIAgent,
         names = ("environment of its calibration", "episodes of its calibration")
         pairs |= dict(zip(names, zip(found, expected.calibration, strict=True), strict=True))
         pairs["planner of its calibration"] = (plain(agent.config.planner), plain(expected.config.planner))
+    if expected.planned is not None:
+        found = list(getattr(agent.calibration, "planned", ()))
+        pairs["planned budgets of its calibration"] = (found, expected.planned)
     if expected.weights is not None:
         pairs["weights"] = (mark, expected.weights)
     wrong = [f"{name}: {found}, not {asked}" for name, (found, asked) in pairs.items() if found != asked]

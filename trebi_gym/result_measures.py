@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import time
 from typing import Any
 
@@ -66,6 +67,12 @@ def moved_schedule(name: str, dataset: EpisodeDataset) -> BudgetSchedule:
     median, longest = int(np.median(dataset.lengths)), int(dataset.lengths.max())
     drawn = "within" in schedule_options(name)
     return BudgetSchedule(name, {"within": median} if drawn and median < longest else {})
+
+
+def as_plain(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain JSON."""
+    document: dict[str, Any] = json.loads(evaluation.to_json())
+    return document
 
 
 def time_decisions(

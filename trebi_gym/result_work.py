@@ -24,10 +24,17 @@ from trebi_gym.datasets.recipes import maximum_budget, user_data_folder
 from trebi_gym.errors import CalibrationError, DatasetError
 from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.generating import generate
-from trebi_gym.records import Evaluation
 from trebi_gym.result_agents import Expected, counted_as_original, load_agent
 from trebi_gym.result_cells import cell_path, part_path, settle
-from trebi_gym.result_measures import best_episode, described, digest, mark_of, moved_schedule, time_decisions
+from trebi_gym.result_measures import (
+    as_plain,
+    best_episode,
+    described,
+    digest,
+    mark_of,
+    moved_schedule,
+    time_decisions,
+)
 from trebi_gym.result_plan import (
     FIRST_SEED,
     METHODS,
@@ -109,12 +116,17 @@ class Work:
                 print(f"  {target} is there already and taken", flush=True)
                 continue
             agent, mark = self.agent("default", seed)
+            planned = self.task.planned(self.maximum)
 
             def calibrated(agent: TREBIAgent = agent, target: Path = target) -> dict[str, Any]:
                 keep = target.with_name(f"{target.stem}.calibration.json")
                 resumed = keep.is_file()
                 agent.calibrate(
-                    self.task.env_id, risk=RISKS, episodes=self.asked.calibration_episodes, keep=keep
+                    self.task.env_id,
+                    risk=RISKS,
+                    budgets=planned,
+                    episodes=self.asked.calibration_episodes,
+                    keep=keep,
                 )
                 agent.save(target)
                 agent.calibration, agent.risk = None, None  # what was learned stays as it was
@@ -123,6 +135,7 @@ class Work:
 
             request = {"models": mark, "planner": plain(agent.config.planner)}
             request |= {"episodes": self.asked.calibration_episodes}
+            request |= {} if planned is None else {"planned": planned}
             self._settle(self._part(f"calibrate-{target.stem}"), request, calibrated, anew=True)
 
     def evaluate(self) -> None:
@@ -163,7 +176,7 @@ class Work:
         if not method.learns_agent and len(within_budget(self.dataset, budget)) == 0:
             return found | {"refused": "no episode in the data is within the budget"}
         if method.kind == "data":
-            return found | {"evaluation": _plain(best_episode(self.dataset, budget))}
+            return found | {"evaluation": as_plain(best_episode(self.dataset, budget))}
         if method.risk is not None:
             calibration = check_calibrated(self.agent("default", seed, True)[0], method.risk)
             try:
@@ -178,7 +191,7 @@ class Work:
             episodes=request["episodes"],
             seed=request["first_seed"],
         )
-        return found | {"evaluation": _plain(evaluation)}
+        return found | {"evaluation": as_plain(evaluation)}
 
     def schedules(self) -> None:
         """Run episodes whose budgets move, of every kind of schedule; see ``moved_schedule``."""
@@ -202,7 +215,7 @@ class Work:
                         seed=request["first_seed"],
                         schedule=schedule,
                     )
-                    return {"evaluation": _plain(found)}
+                    return {"evaluation": as_plain(found)}
 
                 self._settle(self._part(f"moved-{name}-{seed}"), request, moved)
 
@@ -229,8 +242,7 @@ class Work:
                 policy = self._policy(key, seed, budget, updates=1)
                 method, interval = METHODS[key], 1
                 if method.learns_agent:
-                    agent, _ = self.agent(method.kind, seed, method.risk is not None)
-                    interval = agent.config.planner.control_interval
+                    interval = config_of(self.task, method.kind).planner.control_interval
                 torch.set_num_threads(1)
                 try:
                     seconds = time_decisions(
@@ -291,6 +303,7 @@ class Work:
             episodes=len(self.dataset),
             steps=self.dataset.n_steps,
             calibration=(self.task.env_id, self.asked.calibration_episodes) if calibrated else None,
+            planned=self.task.planned(self.maximum) if calibrated else None,
             weights=self.agent(kind, seed)[1] if calibrated else None,
         )
         return load_agent(path, expected, self.asked.device)
@@ -305,8 +318,3 @@ class Work:
         said = {"made": "done", "kept": "is there already", "busy": "is left to another process"}[done]
         if done != "kept":
             print(f"  {path.relative_to(self.asked.output)} {said}", flush=True)
-
-
-def _plain(evaluation: Evaluation) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(evaluation.to_json())
-    return document

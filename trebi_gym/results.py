@@ -34,8 +34,8 @@ class Arguments:
     """Which training seeds."""
     episodes: int = EPISODES
     """For each cell: a task, method, training seed and budget."""
-    calibration_episodes: int = 100
-    """For each planned budget of a calibration."""
+    calibration_episodes: int | None = None
+    """For each planned budget of a calibration; default: the task's, 100, and 60 of the cheetah."""
     decisions: int = 20
     """That are timed one by one."""
     datasets: tuple[str, ...] = ()
@@ -77,6 +77,8 @@ def main(arguments: Arguments) -> None:
             )
     for name in ("episodes", "calibration_episodes", "decisions"):
         value = getattr(arguments, name)
+        if value is None:  # the task's own
+            continue
         if not is_whole(value) or not 1 <= value <= SEED_STEP:
             raise ConfigError(f"--{name.replace('_', '-')} must lie in 1 to {SEED_STEP}; got {value}")
     sources = dict(item.partition("=")[::2] for item in arguments.datasets)
@@ -95,7 +97,7 @@ def main(arguments: Arguments) -> None:
                 methods=tuple(key for key in METHODS if key in arguments.methods),
                 seeds=arguments.seeds,
                 episodes=arguments.episodes,
-                calibration_episodes=arguments.calibration_episodes,
+                calibration_episodes=arguments.calibration_episodes or TASKS[name].calibration_episodes,
                 decisions=arguments.decisions,
                 source=sources.get(name, TASKS[name].dataset),
                 output=arguments.output,
