@@ -16,7 +16,7 @@ from trebi_gym import result_cells, result_measures, result_work
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.cloning import TRAINING
 from trebi_gym.budget import Budget
-from trebi_gym.errors import ConfigError, DatasetError
+from trebi_gym.errors import CalibrationError, ConfigError, DatasetError
 from trebi_gym.files import lock
 from trebi_gym.plots import plot_methods
 from trebi_gym.records import EpisodeRecord, Evaluation
@@ -181,6 +181,22 @@ def test_an_agent_calibrated_with_another_number_of_episodes_or_planner_is_refus
     TASKS["toy"] = dataclasses.replace(TASKS["toy"], preset=tiny_config.replace(planner={"candidates": 5}))
     with pytest.raises(ConfigError, match=r"planner of its calibration: .*'candidates': 8"):
         toy("evaluate", methods=("calibrated-0.2",), agents=agents)
+
+
+def test_a_tasks_own_calibration_is_run_and_another_one_is_refused(toy, agents):
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], calibration_episodes=14, planned_ratios=(0.0, 0.5))
+    method = "calibrated-0.2"
+    with pytest.raises(CalibrationError, match=r"needs at least 59 .* got episodes=14"):
+        toy("calibrate", methods=(method,), agents=agents, calibration_episodes=None)
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], calibration_episodes=59)
+    toy("calibrate", methods=(method,), agents=agents, calibration_episodes=None)
+    found = TREBIAgent.load(agents / "toy-0-calibrated.zip").calibration
+    assert found.planned == (0.0, 30.0) and found.episodes == 59
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], planned_ratios=(0.0, 0.6))
+    with pytest.raises(
+        ConfigError, match=r"planned budgets of its calibration: \[0.0, 30.0\], not \[0.0, 36.0\]"
+    ):
+        toy("evaluate", methods=(method,), agents=agents)
 
 
 def test_an_agent_that_is_not_there_is_named_with_its_stage(toy):
