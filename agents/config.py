@@ -145,8 +145,9 @@ class TREBIConfig:
     """The network that predicts the discounted reward still to come."""
     cost_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2, "steps_left": True})
     """The network that predicts the discounted cost still to come."""
-    outcome_critic: NetworkConfig | None = NetworkConfig("mlp", {"width": 128, "blocks": 2})
-    """The network that predicts from a finished plan how the episode goes on, undiscounted; None: there is none."""
+    outcome_critic: NetworkConfig | None = NetworkConfig("budget", {"width": 256})
+    """The network that judges finished plans, undiscounted: ``budget`` by the best that the data allow within the budget,
+    ``mlp`` by how logged episodes went on; None: there is none."""
     discount: float = 0.99
     """Of rewards-to-go, in (0, 1]."""
     cost_discount: float = 0.99
@@ -170,6 +171,10 @@ class TREBIConfig:
     """Of the denoiser."""
     critic_training: TrainingConfig = TrainingConfig(steps=4_000)
     """Of each critic."""
+    outcome_training: TrainingConfig | None = TrainingConfig(
+        steps=6_000, learning_rate=1e-3, learning_rate_schedule="cosine"
+    )
+    """Of the outcome critic; None: as the other critics."""
     planner: PlannerConfig = PlannerConfig(candidates=32, sampler_steps=3, retry_steps=5, ranking="outcome")
     """How a decision is made."""
 
@@ -185,7 +190,11 @@ class TREBIConfig:
             'ranking="outcome" needs an outcome critic, and this configuration has none; use ranking="rescored", or '
             "a configuration with outcome_critic and learn it",
         )
-        if self.planner.ranking == "outcome" and self.outcome_critic is not None:
+        if (
+            self.planner.ranking == "outcome"
+            and self.outcome_critic is not None
+            and self.outcome_critic.name == "mlp"
+        ):
             low, *_, high = self.outcome_critic.options.get("levels", LEVELS)
             require(
                 low <= self.planner.cost_level <= high,
@@ -244,6 +253,8 @@ class TREBIConfig:
 
     def training_of(self, part: str) -> TrainingConfig:
         """Return how a model is optimised: the denoiser, which is the part ``diffusion``, or a critic."""
+        if part == "outcome_critic" and self.outcome_training is not None:
+            return self.outcome_training
         return self.denoiser_training if part == "diffusion" else self.critic_training
 
     def replace(self, **changes: Any) -> TREBIConfig:
@@ -278,6 +289,6 @@ class TREBIConfig:
         Raises:
             ConfigError: an unknown field, a value of the wrong type, or one that cannot work.
         """
-        if isinstance(data, Mapping) and "planner" in data and "outcome_critic" not in data:
-            data = {**data, "outcome_critic": None}  # as files from before there was one mean it
+        if isinstance(data, Mapping) and "planner" in data:  # as files from before there were these mean it
+            data = {"outcome_critic": None, "outcome_training": None, **data}
         return build(cls, data, "config")

@@ -12,7 +12,7 @@ from trebi_gym.agents.calibration import HeldOutCalibration
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, described, make_windows
-from trebi_gym.agents.networks.outcome import OutcomeCritic
+from trebi_gym.agents.networks import PlanCritic
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import EpisodeDataset
@@ -48,8 +48,11 @@ def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[floa
     with torch.no_grad():
         left = torch.full((len(first),), float(task.episode_length), device=agent.device)
         if planner.ranking == "outcome":  # the critic whose word plans are chosen by
-            critic = cast(OutcomeCritic, agent.models[OUTCOME])
-            undiscounted = critic.quantile(window.trajectory, left, planner.cost_level).double().cpu().numpy()
+            critic = cast(PlanCritic, agent.models[OUTCOME])
+            _, least = critic.judge(
+                window.trajectory, left, torch.full_like(left, torch.inf), planner.cost_level
+            )
+            undiscounted = least.double().cpu().numpy()
         else:
             predicted = agent.models["cost_critic"](window.trajectory, level, left).double().cpu().numpy()
             undiscounted = predicted * length / geometric_sum(agent.config.cost_discount, length)

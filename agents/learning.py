@@ -97,7 +97,11 @@ def _fit_part(
     seed = _stream(agent.seed, part)
     model = make_model(part, agent.config, agent.task, seed).to(agent.device)
     generator = torch.Generator(device=agent.device).manual_seed(seed)
-    fit = Fit(model, make_loss(part, agent.config, agent.task, windows), config, generator)
+    loss = make_loss(part, agent.config, agent.task, windows)
+    prepare = getattr(loss, "prepare", None)
+    if prepare is not None:
+        prepare(model)
+    fit = Fit(model, loss, config, generator)
     if agent.run is not None and agent.run.part == part and agent.run.state is not None:
         fit.restore(agent.run.state)
     agent.run = Run(parts=parts, steps=steps, part=part, fit=fit)

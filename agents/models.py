@@ -23,6 +23,7 @@ from trebi_gym.agents.diffusion.denoising import (
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
+from trebi_gym.agents.networks.budget import BudgetCritic, Segment, budget_loss
 from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
 from trebi_gym.agents.training import Loss
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
@@ -49,6 +50,12 @@ LEARNERS = {
 
 CONDITION_DROPOUT = 0.1
 """Share of windows that a denoiser with a condition sees without it."""
+
+SEGMENTS, LONGEST_SEGMENT = 2, 64
+"""Stretches of episodes for each window of a batch, from which a budget critic learns, and the most steps of one."""
+
+OVERSPENDING = 5.0
+"""What a cost beyond the budget takes away, in units of what the data earn for one."""
 
 OUTCOME_EARLY_ENDS = 0.5
 """Share of windows that an outcome critic sees with fewer steps left: it scores plans to the last step of an episode."""
@@ -197,6 +204,8 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
         options.setdefault("episode_length", task.episode_length)
     if part == OUTCOME:
         options.setdefault("cost_scale", task.cost_scale)
+        if network.name == "budget":
+            options.setdefault("action_dim", task.action_size)
     size = task.action_size + task.observation_size
     make = {"diffusion": make_denoiser, OUTCOME: make_outcome_critic}.get(part, make_critic)
     # initialisers draw from torch's global state, which is left as it was
@@ -210,7 +219,8 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
 
 def make_loss(part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> Loss:
     """Return the loss of one of an agent's models on batches of its windows."""
-    kinds: dict[str, Any] = {"diffusion": _DenoisingLoss, OUTCOME: _OutcomeLoss}
+    judged = config.outcome_critic is not None and config.outcome_critic.name == "budget"
+    kinds: dict[str, Any] = {"diffusion": _DenoisingLoss, OUTCOME: _BudgetLoss if judged else _OutcomeLoss}
     loss: Loss = kinds.get(part, _CriticLoss)(part, config, task, windows)
     return loss
 
@@ -311,3 +321,59 @@ class _OutcomeLoss(_WindowLoss):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cost, reward = outcome_loss(cast(OutcomeCritic, model), *drawn)
         return cost + reward, {"cost_loss": cost.detach(), "reward_loss": reward.detach()}
+
+
+class _BudgetLoss(_WindowLoss):
+    """Draws stretches of episodes, each with a budget and a number of steps left of its own, and windows for the steps."""
+
+    def __init__(self, part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> None:
+        super().__init__(part, config, task, windows)
+        self._greatest = max(float(windows.cost_to_go.max()), 1e-6)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Fit what the critic does not learn."""
+        cast(BudgetCritic, model).set_scales(*self._windows.step_sums(), overspending=OVERSPENDING)
+
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        index = self._index(generator)[: max(1, self._batch_size // 8)]
+        window = self._windows[index]
+        return (*self._segment(generator), window.trajectory, *self._windows.steps_of(index))
+
+    def _segment(self, generator: torch.Generator) -> Segment:
+        device, count = self._windows.device, SEGMENTS * self._batch_size
+        rows = torch.randint(self._windows.n_rows, (count,), generator=generator, device=device)
+        share, budgets, steps = torch.rand((3, count), generator=generator, device=device)
+        left = 1 + (share * self._task.episode_length).floor().clamp(max=self._task.episode_length - 1)
+        room, terminated = self._windows.room(rows)
+        # behind a time limit nothing is logged: a stretch must end before it, unless no step is left there
+        most = room - (~terminated).to(room.dtype)
+        left = torch.where(most < 1, 1.0, left)
+        length = (1 + (steps * LONGEST_SEGMENT).floor()).clamp(max=LONGEST_SEGMENT)
+        length = torch.minimum(torch.minimum(length, left), most.clamp(min=1).to(left.dtype)).long()
+        start, end, reward, cost = self._windows.stretch(rows, length)
+        size = self._task.action_size
+        return Segment(
+            start=start[:, size:],
+            budget=self._greatest * (1.15 * budgets - 0.15),
+            left=left,
+            reward=reward,
+            cost=cost,
+            steps=length.to(left.dtype),
+            end=end[:, size:],
+            over=terminated & (length == room),
+        )
+
+    def __call__(
+        self, model: nn.Module, *drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        critic = cast(BudgetCritic, model)
+        *segment, x, rewards, costs = drawn
+        critic.follow()
+        value, least = budget_loss(critic, Segment(*segment))
+        told = torch.stack([rewards, costs], dim=2)[:, :-1]
+        step = ((critic.steps(x) - told) / critic.step_scale).square().mean()
+        return value + least + step, {
+            "value_loss": value.detach(),
+            "least_loss": least.detach(),
+            "step_loss": step.detach(),
+        }

@@ -18,9 +18,8 @@ from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_va
 from trebi_gym.agents.diffusion.samplers import SAMPLERS, Guidance, count_draws
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.models import OUTCOME, PARTS, Task
-from trebi_gym.agents.networks import MLPDenoiser
+from trebi_gym.agents.networks import MLPDenoiser, PlanCritic
 from trebi_gym.agents.networks.inference import for_inference
-from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.pairs import pair
 from trebi_gym.agents.plans import Candidates, Plan, least_costs
 from trebi_gym.agents.units import geometric_sum
@@ -66,7 +65,7 @@ class BudgetGuidedPlanner:
         horizon: int,
         observation_normalizer: AffineNormalizer,
         action_normalizer: AffineNormalizer,
-        outcome_critic: OutcomeCritic | None = None,
+        outcome_critic: nn.Module | None = None,
         cost_discount: float = 1.0,
         cost_scale: float | None = None,
         least_steps_left: int = 1,
@@ -230,7 +229,8 @@ class BudgetGuidedPlanner:
         """Score finished plans by the outcome critic, costs in the cost critic's units; keep those of discounted budgets."""
         assert self._outcome_critic is not None
         unit = geometric_sum(self._cost_discount, left) / left
-        reward, cost = self._outcome_critic.judge(x, left, budgets / unit, self.config.cost_level)
+        critic = cast(PlanCritic, self._outcome_critic)
+        reward, cost = critic.judge(x, left, budgets / unit, self.config.cost_level)
         return Scores(
             torch.where(plain, reward, guided.rewards), torch.where(plain, cost * unit, guided.costs)
         )
@@ -294,7 +294,7 @@ def make_planner(
         horizon=config.horizon,
         observation_normalizer=task.observations,
         action_normalizer=task.actions,
-        outcome_critic=cast("OutcomeCritic | None", outcome_critic),
+        outcome_critic=outcome_critic,
         cost_discount=config.cost_discount,
         cost_scale=task.cost_scale if conditioned else None,
         least_steps_left=1 if config.early_ends > 0 else config.horizon,

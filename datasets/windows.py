@@ -119,6 +119,12 @@ class TrajectoryWindows:
         # by row, with a zero behind the last: what is to come from the end of an episode on
         self._return_to_go = torch.from_numpy(np.append(return_to_go, 0.0).astype(np.float32)).to(self.device)
         self._cost_to_go = torch.from_numpy(np.append(cost_to_go, 0.0).astype(np.float32)).to(self.device)
+        self._row_end = torch.from_numpy(np.repeat(dataset.starts + dataset.lengths, dataset.lengths)).to(
+            self.device
+        )
+        self._row_terminated = torch.from_numpy(np.repeat(dataset.terminated, dataset.lengths)).to(
+            self.device
+        )
         self._discounts = (discount, discount if cost_discount is None else cost_discount)
         self._steps_left = torch.from_numpy((limit - within).astype(np.float32)).to(self.device)
         self._offsets = torch.arange(horizon, device=self.device)
@@ -135,6 +141,39 @@ class TrajectoryWindows:
     def steps_left(self) -> torch.Tensor:
         """(windows,) the steps from each window's first one to the time limit."""
         return self._steps_left
+
+    @property
+    def n_rows(self) -> int:
+        """Steps of all episodes, S."""
+        return len(self._row_end)
+
+    def room(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many steps each of the rows (B,) is before its episode's end, and whether the task ended that."""
+        return self._row_end[rows] - rows, self._row_terminated[rows]
+
+    def stretch(self, rows: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the rows (B, D) of steps (B,), those ``steps`` (B,) later, and the plain rewards and costs between them.
+
+        A row at or behind the episode's end is the padding. Of undiscounted windows only.
+        """
+        end, later = self._row_end[rows], rows + steps
+        at = torch.where(later < end, later, len(self._rows) - 1)
+        reward = self._return_to_go[rows] - self._return_to_go[at]
+        return self._rows[rows], self._rows[at], reward, self._cost_to_go[rows] - self._cost_to_go[at]
+
+    def step_sums(self, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return plain reward and cost of the step in each of these rows, None: all (S,). Of undiscounted windows only."""
+        rows = torch.arange(self.n_rows, device=self.device) if rows is None else rows
+        _, _, reward, cost = self.stretch(rows, torch.ones_like(rows))
+        return reward, cost
+
+    def steps_of(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return plain rewards and costs (B, H) of every row of windows (B,), zero behind the episode's end."""
+        first, end = self._first[index], self._end[index]
+        rows = first.unsqueeze(-1) + self._offsets
+        inside = rows < end.unsqueeze(-1)
+        reward, cost = self.step_sums(torch.where(inside, rows, 0).flatten())
+        return tuple(torch.where(inside, values.view(inside.shape), 0.0) for values in (reward, cost))  # type: ignore[return-value]
 
     def __getitem__(self, index: int | torch.Tensor) -> Window:
         """Gather one window, or a batch of them for a tensor of indices (B,)."""

@@ -13,6 +13,7 @@ from toy_envs import register_toy_envs
 from trebi_gym import critics_plots
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.acting import AtRisk
+from trebi_gym.agents.config import NetworkConfig
 from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.models import make_windows
 from trebi_gym.cli import main
@@ -40,10 +41,19 @@ def test_errors_and_coverage_are_those_of_the_numbers():
     assert (alone.low, alone.high, alone.count, alone.bias, alone.coverage) == (7.0, 7.0, 3, 1.0, None)
 
 
+@pytest.fixture(scope="module", params=["budget", "mlp"])
+def judged(request, tiny_agent, tiny_config, shipped_dataset):
+    """An agent with each kind of outcome critic."""
+    if request.param == "budget":
+        return tiny_agent
+    config = tiny_config.replace(outcome_critic=NetworkConfig("mlp", {"width": 32, "blocks": 1}))
+    return TREBIAgent(config=config, device="cpu", seed=0).learn(shipped_dataset, progress_bar=False)
+
+
 @pytest.fixture(scope="module")
-def report(tiny_agent, shipped_dataset):
+def report(judged, shipped_dataset):
     return report_critics(
-        tiny_agent,
+        judged,
         shipped_dataset,
         windows=200,
         env_id="ShortPendulum-v0",
@@ -53,16 +63,22 @@ def report(tiny_agent, shipped_dataset):
     )
 
 
-def test_a_row_for_every_critic_bin_and_noise_level(report, tiny_agent):
+def test_a_row_for_every_critic_bin_and_noise_level(report, judged, tiny_agent):
     whole = [row for row in report.held_out if row.by == "all"]
     assert [row.critic for row in whole[:2]] == ["reward_critic", "cost_critic"]
-    levels = tiny_agent.models["outcome_critic"].levels
-    assert [row.nominal for row in whole[2:-1]] == list(levels)
-    assert whole[-1].critic == "outcome_critic, reward given the cost"
+    if judged is tiny_agent:
+        assert [row.critic for row in whole[2:]] == [
+            "outcome_critic, most reward within the cost",
+            "outcome_critic, least cost",
+        ]
+        assert all(row.nominal is None for row in whole[2:])
+    else:
+        assert [row.nominal for row in whole[2:-1]] == list(judged.models["outcome_critic"].levels)
+        assert whole[-1].critic == "outcome_critic, reward given the cost"
+        shares = [row.coverage for row in whole[2:-1]]
+        assert shares == sorted(shares)
     assert all(row.count == 200 for row in whole)
     assert whole[1].nominal == tiny_agent.config.cost_quantile
-    shares = [row.coverage for row in whole[2:-1]]
-    assert shares == sorted(shares)
     noise = [row for row in report.held_out if row.by == "noise level"]
     assert len(noise) == 2 * tiny_agent.config.diffusion_steps
     for row in whole:

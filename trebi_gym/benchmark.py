@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.capture import computing_directly
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.models import OUTCOME, make_loss, make_model, make_windows, parts_of
-from trebi_gym.agents.networks.outcome import OutcomeCritic
+from trebi_gym.agents.networks import BudgetCritic, OutcomeCritic
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import resolve_device
 from trebi_gym.agents.training import Fit
@@ -118,8 +118,14 @@ def untrained(config: TREBIConfig | str, dataset: EpisodeDataset, device: torch.
     with torch.no_grad():
         last.weight.mul_(1e-3)
         last.bias.fill_(1.0)
-        if OUTCOME in agent.models:
-            outcome = cast(OutcomeCritic, agent.models[OUTCOME])
+        outcome = agent.models.get(OUTCOME)
+        if isinstance(outcome, BudgetCritic):
+            outcome.step[-1].weight.mul_(1e-3)
+            outcome.step_centre[1] = 1 / outcome.judged_steps
+            outcome.step[-1].bias[1], outcome.step_scale[1] = 0.0, 1e-3
+            outcome.least_net[-1].weight.mul_(1e-6)
+            outcome.least_net[-1].bias.zero_()
+        elif isinstance(outcome, OutcomeCritic):
             outcome.cost_leave.weight.mul_(1e-3 / outcome.cost_scale)
             outcome.cost_leave.bias[0] = 1 / outcome.cost_scale
             outcome.cost_leave.bias[1:] = -20.0  # between one quantile and the next there is next to nothing

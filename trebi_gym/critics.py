@@ -15,11 +15,20 @@ from trebi_gym.agents.diffusion.denoising import add_noise, pin_first_observatio
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, make_windows
-from trebi_gym.agents.networks.outcome import OutcomeCritic
+from trebi_gym.agents.networks import BudgetCritic, OutcomeCritic
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.budget import Budget, check_budget, is_whole
-from trebi_gym.critics_rows import CriticsReport, Floats, Prediction, Row, bins_of, row_of
+from trebi_gym.critics_rows import (
+    LEAST_COST,
+    REWARD_WITHIN,
+    CriticsReport,
+    Floats,
+    Prediction,
+    Row,
+    bins_of,
+    row_of,
+)
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import TrebiError
 from trebi_gym.rollout import make_envs, rollout
@@ -115,8 +124,11 @@ def _clean(agent: TREBIAgent, dataset: EpisodeDataset, count: int, seed: int) ->
         yield Prediction(part, *_joined(found), nominal=nominal)
     if OUTCOME not in agent.models:
         return
-    critic = cast(OutcomeCritic, agent.models[OUTCOME])
     batches = list(_drawn(agent, dataset, OUTCOME, count, seed))
+    if isinstance(agent.models[OUTCOME], BudgetCritic):
+        yield from _judged(agent.models[OUTCOME], batches)
+        return
+    critic = cast(OutcomeCritic, agent.models[OUTCOME])
     quantiles = [critic.costs(w.trajectory, w.steps_left) for w in batches]
     for column, level in enumerate(critic.levels):
         found = [(q[:, column], w.cost_to_go, w.steps_left) for q, w in zip(quantiles, batches, strict=True)]
@@ -126,6 +138,20 @@ def _clean(agent: TREBIAgent, dataset: EpisodeDataset, count: int, seed: int) ->
         for w in batches
     ]
     yield Prediction("outcome_critic, reward given the cost", *_joined(earned))
+
+
+def _judged(critic: BudgetCritic, batches: list[Any]) -> Iterator[Prediction]:
+    """Judge logged windows as plans, with what the episode then cost as the budget.
+
+    The best that the data allow earns more than what was logged, and the least costs less: bias that is meant.
+    """
+    told = [critic.judge(w.trajectory, w.steps_left, w.cost_to_go) for w in batches]
+    for name, place, sums in (
+        (REWARD_WITHIN, 0, [w.return_to_go for w in batches]),
+        (LEAST_COST, 1, [w.cost_to_go for w in batches]),
+    ):
+        found = [(t[place], came, w.steps_left) for t, came, w in zip(told, sums, batches, strict=True)]
+        yield Prediction(name, *_joined(found))
 
 
 @torch.no_grad()
@@ -183,6 +209,8 @@ def _closed_loop(
     ]
     ranking = agent.config.planner.ranking
     nominal = agent.config.planner.cost_level if ranking == "outcome" else agent.config.cost_quantile
+    if ranking == "outcome" and isinstance(agent.models[OUTCOME], BudgetCritic):
+        nominal = None  # the least that the rest can cost is no quantile
     predicted, came, steps_left = np.array(rows, dtype=np.float64).T
     return (Prediction("cost of the chosen plan, undiscounted", predicted, came, steps_left, nominal),)
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trebi_gym.critics_rows import CriticsReport
+from trebi_gym.critics_rows import LEAST_COST, REWARD_WITHIN, CriticsReport
 from trebi_gym.errors import TrebiError
 from trebi_gym.files import replacing
 from trebi_gym.plots import COLOURS, checked_picture, plain_axes
@@ -30,6 +30,8 @@ def plot_critics(report: CriticsReport, path: str | os.PathLike[str], *, title: 
         "cost_critic",
         "outcome_critic, reward given the cost",
         "outcome_critic, cost quantile 0.5",
+        REWARD_WITHIN,
+        LEAST_COST,
     )
     for colour, name in zip(COLOURS, names, strict=False):
         rows = [row for row in report.held_out if row.critic == name]

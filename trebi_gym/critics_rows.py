@@ -20,6 +20,10 @@ from trebi_gym.records import format_table
 
 Floats = npt.NDArray[np.float64]
 
+REWARD_WITHIN = "outcome_critic, most reward within the cost"
+LEAST_COST = "outcome_critic, least cost"
+"""What a budget critic says of logged windows."""
+
 BINS = 5
 
 

@@ -107,6 +107,7 @@ class Work:
     def calibrate(self) -> None:
         """Calibrate the default's agents in closed loop, for all risks at once."""
         risky = any(METHODS[key].risk is not None for key in self.asked.methods)
+        planned = self.task.planned(self.maximum) if risky else None
         for kind, seed in self._needed() if risky else ():
             if kind != "default":
                 continue
@@ -116,7 +117,6 @@ class Work:
                 print(f"  {target} is there already and taken", flush=True)
                 continue
             agent, mark = self.agent("default", seed)
-            planned = self.task.planned(self.maximum)
 
             def calibrated(agent: TREBIAgent = agent, target: Path = target) -> dict[str, Any]:
                 keep = target.with_name(f"{target.stem}.calibration.json")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
+from trebi_gym.agents.networks.budget import BudgetCritic
 from trebi_gym.agents.networks.critic import TemporalCritic
 from trebi_gym.agents.networks.mlp import MLPCritic, MLPDenoiser
 from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.temporal_unet import TemporalUnet
 
+
+class PlanCritic(Protocol):
+    """What every outcome critic can do: judge finished plans."""
+
+    def judge(self, x: Tensor, steps_left: Tensor, budgets: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """Return what follows plans x (B, H, D) earns (B,) within budgets (B,), and what it can be held to cost (B,)."""
+        ...
+
+
 DENOISERS: dict[str, type[nn.Module]] = {"temporal_unet": TemporalUnet, "mlp": MLPDenoiser}
 CRITICS: dict[str, type[nn.Module]] = {"temporal": TemporalCritic, "mlp": MLPCritic}
-OUTCOME_CRITICS: dict[str, type[nn.Module]] = {"mlp": OutcomeCritic}
+OUTCOME_CRITICS: dict[str, type[nn.Module]] = {"mlp": OutcomeCritic, "budget": BudgetCritic}
 NETWORKS: dict[str, dict[str, type[nn.Module]]] = {
     "denoiser": DENOISERS,
     "critic": CRITICS,
@@ -25,9 +36,11 @@ __all__ = [
     "DENOISERS",
     "NETWORKS",
     "OUTCOME_CRITICS",
+    "BudgetCritic",
     "MLPCritic",
     "MLPDenoiser",
     "OutcomeCritic",
+    "PlanCritic",
     "TemporalCritic",
     "TemporalUnet",
     "make_critic",

@@ -9,12 +9,26 @@ import torch
 
 from trebi_gym import Budget
 from trebi_gym.agents import TREBIAgent, TREBIConfig
+from trebi_gym.agents.config import NetworkConfig
 from trebi_gym.agents.models import OUTCOME, make_windows, parts_of
 from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
 from trebi_gym.agents.presets import PRESETS
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.benchmark import random_dataset
 from trebi_gym.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def tiny_config(tiny_config):
+    """The configuration of the other tests, with an outcome critic that predicts quantiles."""
+    return tiny_config.replace(outcome_critic=NetworkConfig("mlp", {"width": 32, "blocks": 1}))
+
+
+@pytest.fixture(scope="module")
+def tiny_agent(shipped_dataset, tiny_config):
+    """An agent of it; tests must not change it."""
+    return TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(shipped_dataset, progress_bar=False)
+
 
 SEEN = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.5]])
 
@@ -162,7 +176,7 @@ def test_the_papers_presets_have_none_and_cannot_rank_by_it():
     ("changes", "message"),
     [
         ({"outcome_critic": None}, "needs an outcome critic"),
-        ({"outcome_critic": {"name": "rnn"}}, "outcome_critic must be one of mlp; got 'rnn'"),
+        ({"outcome_critic": {"name": "rnn"}}, "outcome_critic must be one of mlp, budget; got 'rnn'"),
         ({"outcome_critic": 3}, "outcome_critic must be a NetworkConfig; got 3"),
         ({"planner": {"cost_level": 1.0}}, r"cost_level must lie in \(0, 1\)"),
         ({"planner": {"budget_rule": "constant"}}, 'needs budget_rule="remaining"'),

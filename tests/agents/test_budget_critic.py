@@ -1,0 +1,202 @@
+"""The budget critic: what it says of plans, and that dynamic programming finds what no logged episode did as a whole."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trebi_gym.agents import TREBIAgent, models
+from trebi_gym.agents.models import LONGEST_SEGMENT, OUTCOME, make_loss, make_windows
+from trebi_gym.agents.networks import BudgetCritic
+from trebi_gym.agents.networks.budget import Segment, budget_loss
+from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.errors import ConfigError
+
+
+def make_critic(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BudgetCritic(
+            4, 3, **({"action_dim": 1, "width": 32, "episode_length": 10, "cost_scale": 2.0} | options)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action_dim": 3}, "0 < action_dim < 3; got 4 rows and action_dim 3"),
+        ({"action_dim": 0}, "action_dim 0"),
+        ({"width": 0}, "widths must be at least 1"),
+        ({"step_width": 0}, "widths must be at least 1"),
+        ({"expectile": 0.5}, r"must lie in \(0.5, 1\); got 0.5"),
+        ({"expectile": 1.0}, r"must lie in \(0.5, 1\)"),
+        ({"judged_steps": 0}, "judged_steps must be at least 1"),
+        ({"cost_scale": 0.0}, "scales must be positive"),
+        ({"cost_scale": math.nan}, "scales must be positive"),
+        ({"episode_length": 0}, "scales must be positive"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_critic(**options)
+
+
+def test_a_plan_is_worth_its_own_steps_and_what_follows_within_what_is_left():
+    critic, x = make_critic(judged_steps=2).eval(), torch.randn(5, 4, 3)
+    critic.penalty.fill_(7.0)
+    budgets, left = torch.full((5,), 3.0), torch.full((5,), 6.0)
+    with torch.no_grad():
+        reward, cost = critic.steps(x)[:, :2].sum(dim=1).T
+        earned, least = critic.judge(x, left, budgets)
+        torch.testing.assert_close(earned, reward + critic.value(x[:, 2, 1:], budgets - cost, left - 2))
+        torch.testing.assert_close(least, cost + critic.least(x[:, 2, 1:], left - 2).clamp(min=0))
+        # with one step left only the first counts, and what is over the budget is paid for
+        earned, least = critic.judge(x, torch.ones(5), torch.full((5,), -1.0))
+        reward, cost = critic.steps(x)[:, 0].T
+        torch.testing.assert_close(earned, reward - 7.0 * (1.0 + cost).clamp(min=0))
+        torch.testing.assert_close(least, cost)
+        # no limit is as good as more than any episode costs
+        more, most = (
+            critic.judge(x, left, torch.full((5,), 1e9)),
+            critic.judge(x, left, torch.full((5,), math.inf)),
+        )
+        torch.testing.assert_close(more, most)
+
+
+def test_the_targets_follow_slowly_and_are_not_learned_themselves():
+    critic = make_critic()
+    with torch.no_grad():
+        critic.value_net[0].weight.add_(1.0)
+    before = critic.value_target[0].weight.clone()
+    critic.follow()
+    torch.testing.assert_close(
+        critic.value_target[0].weight, before + 0.01 * (critic.value_net[0].weight - before)
+    )
+    count = 8
+    drawn = Segment(
+        *(torch.randn(count, 2), torch.rand(count), torch.full((count,), 5.0)),
+        *(torch.rand(count), torch.rand(count), torch.full((count,), 2.0)),
+        *(torch.randn(count, 2), torch.zeros(count, dtype=torch.bool)),
+    )
+    value, least = budget_loss(critic, drawn)
+    (value + least).backward()
+    assert all(p.grad is None for p in (*critic.value_target.parameters(), *critic.least_target.parameters()))
+    assert all(p.grad is not None for p in (*critic.value_net.parameters(), *critic.least_net.parameters()))
+
+
+@pytest.fixture(scope="module")
+def crossing():
+    """Episodes of 8 steps on a line of places, in two halves that every episode goes through by chance.
+
+    In the first half, and again in the second one, a dear way earns 2 and costs 1 a step, a cheap one earns 1 and costs
+    nothing. Chance has it that logged episodes go the same way in both halves.
+    """
+    draw = np.random.default_rng(0)
+    episodes, length = 200, 8
+    dear = np.repeat(draw.integers(0, 2, size=episodes), length).astype(np.float32)
+    place = np.tile(np.arange(length + 1), episodes) / length
+    observations = np.stack([place, np.zeros_like(place)], axis=1).astype(np.float32)
+    observations += 0.01 * draw.normal(size=observations.shape).astype(np.float32)
+    return EpisodeDataset(
+        observations,
+        (2 * dear - 1)[:, None],
+        1 + dear,
+        dear.copy(),
+        np.full(episodes, length),
+        np.zeros(episodes, dtype=np.bool_),
+        np.ones(episodes, dtype=np.bool_),
+        {"episode_length": length},
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(crossing, tiny_config):
+    config = tiny_config.replace(
+        horizon=2, outcome_training={"steps": 1500, "batch_size": 128, "learning_rate": 3e-3}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "LONGEST_SEGMENT", 2)  # of 8 steps
+        return TREBIAgent(config=config, device="cpu", seed=0).learn(crossing, progress_bar=False)
+
+
+def test_halves_of_episodes_are_put_together_within_the_budget(learned):
+    # logged episodes cost 0 or 8; a budget of 4 is best spent in either half, which none did
+    critic, task = learned.models[OUTCOME], learned.task
+    start = torch.as_tensor(task.observations.normalize(np.zeros((1, 2))), dtype=torch.float32)
+    with torch.no_grad():
+        found = {
+            budget: float(critic.value(start, torch.tensor([budget]), torch.tensor([8.0])))
+            for budget in (0.0, 4.0, 8.0, math.inf)
+        }
+        assert found[0.0] == pytest.approx(8.0, abs=0.6)
+        # a logged episode within 4 earns 8; four dear steps and four cheap ones earn 12
+        assert found[4.0] == pytest.approx(12.0, abs=1.0)
+        assert found[8.0] == pytest.approx(16.0, abs=1.0)
+        assert found[math.inf] == pytest.approx(16.0, abs=1.0)
+        # what is overspent already is paid for
+        gone = float(critic.value(start, torch.tensor([-1.0]), torch.tensor([8.0])))
+        assert gone == pytest.approx(8.0 - float(critic.penalty), abs=1.5)
+        assert float(critic.least(start, torch.tensor([8.0]))) == pytest.approx(0.0, abs=0.5)
+        rewards = critic.steps(
+            torch.as_tensor(
+                [
+                    [[a, 0.0, 0.0], [a, 0.5, 0.0]]
+                    for a in learned.task.actions.normalize(np.array([[-1.0], [1.0]]))[:, 0]
+                ],
+                dtype=torch.float32,
+            )
+        )
+        torch.testing.assert_close(rewards[:, 0], torch.tensor([[1.0, 0.0], [2.0, 1.0]]), atol=0.2, rtol=0)
+
+
+def test_stretches_end_within_the_episode_and_at_a_time_limit_only_with_the_last_step(crossing, learned):
+    windows = make_windows(crossing, learned.config, learned.task, part=OUTCOME)
+    loss = make_loss(OUTCOME, learned.config, learned.task, windows)
+    drawn = loss.draw(torch.Generator().manual_seed(0))
+    segment = Segment(*drawn[:8])
+    assert len(segment.steps) > len(drawn[8])
+    assert (segment.steps >= 1).all() and (segment.steps <= segment.left).all()
+    assert (segment.left <= 8).all() and segment.steps.max() <= LONGEST_SEGMENT
+    assert not segment.over.any()
+    # every stretch goes one way: reward and cost are those of its steps
+    dear = segment.cost > 0
+    torch.testing.assert_close(segment.cost[dear], segment.steps[dear])
+    torch.testing.assert_close(segment.reward, segment.steps + segment.cost)
+    # behind the last step nothing is known, so nothing may be built on it
+    padding = torch.as_tensor(learned.task.observations.normalize(np.zeros(2)), dtype=torch.float32)
+    behind = (segment.end - padding).abs().sum(dim=1) < 1e-6
+    assert (segment.steps[behind] == segment.left[behind]).all()
+
+
+def test_an_episode_that_the_task_ended_earns_and_costs_no_more(shipped_dataset, tiny_config):
+    ended = EpisodeDataset(
+        np.array([[0.0], [1.0], [2.0], [3.0]] * 30, dtype=np.float32),
+        np.zeros((90, 1), dtype=np.float32),
+        np.ones(90, dtype=np.float32),
+        np.ones(90, dtype=np.float32),
+        np.full(30, 3),
+        np.ones(30, dtype=np.bool_),
+        np.zeros(30, dtype=np.bool_),
+        {"episode_length": 10},
+    )
+    config = tiny_config.replace(
+        horizon=2, outcome_training={"steps": 800, "batch_size": 64, "learning_rate": 3e-3}
+    )
+    agent = TREBIAgent(config=config, device="cpu", seed=0).learn(ended, progress_bar=False)
+    critic = agent.models[OUTCOME]
+    seen = torch.as_tensor(
+        agent.task.observations.normalize(np.array([[0.0], [1.0], [2.0]])), dtype=torch.float32
+    )
+    with torch.no_grad():
+        ten = torch.full((3,), 10.0)
+        torch.testing.assert_close(
+            critic.value(seen, 10 * torch.ones(3), ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.4, rtol=0
+        )
+        torch.testing.assert_close(critic.least(seen, ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.4, rtol=0)
+
+
+def test_options_that_it_has_not_are_refused(tiny_config, shipped_dataset):
+    config = tiny_config.replace(outcome_critic={"name": "budget", "options": {"levels": [0.1]}})
+    with pytest.raises(ConfigError, match="budget' takes no levels"):
+        TREBIAgent(config=config, device="cpu", seed=0).learn(shipped_dataset, 4, progress_bar=False)
