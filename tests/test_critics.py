@@ -105,12 +105,12 @@ def test_the_cost_critics_error_is_that_of_its_values_on_the_windows(tiny_agent,
     assert found == report_critics(tiny_agent, shipped_dataset, windows=50, seed=1)
 
 
-def test_in_closed_loop_every_decision_is_held_against_the_rest_of_its_episode(report, tiny_agent):
+def test_in_closed_loop_every_decision_is_held_against_the_rest_of_its_episode(report, judged, tiny_agent):
     (points,) = report.points
     assert len(points.predicted) == 2 * 3 * 6  # episodes of six steps
     length = tiny_agent.task.episode_length
     assert set(points.steps_left) == {float(length - step) for step in range(6)}
-    assert points.nominal == tiny_agent.config.planner.cost_level
+    assert points.nominal == (None if judged is tiny_agent else judged.config.planner.cost_level)
     assert report.closed_loop[0].count == len(points.predicted)
 
 
