@@ -28,7 +28,6 @@ toy_safe_env = TREBIConfig(
     reward_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     cost_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     outcome_critic=None,
-    outcome_training=None,
     discount=0.99,
     cost_discount=0.99,
     cost_quantile=None,
@@ -58,8 +57,6 @@ fast_long = fast.replace(
     cost_discount=1.0,
     denoiser_training={"steps": 15_000},
     critic_training={"steps": 6_000},
-    outcome_critic=NetworkConfig("mlp", {"width": 128, "blocks": 2}),
-    outcome_training=None,
 )
 
 PRESETS: dict[str, TREBIConfig] = {

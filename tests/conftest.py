@@ -30,7 +30,6 @@ def tiny_config() -> TREBIConfig:
     return TREBIConfig(horizon=8, denoiser=denoiser, reward_critic=critic, cost_critic=critic).replace(
         denoiser_training={"steps": 40, "batch_size": 32},
         critic_training={"steps": 20, "batch_size": 32},
-        outcome_training={"steps": 20, "batch_size": 32},
         planner={"candidates": 8},
     )
 

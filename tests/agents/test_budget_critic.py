@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents import TREBIAgent, models
+from trebi_gym.agents import TREBIAgent, TREBIConfig, models
+from trebi_gym.agents.config import NetworkConfig, TrainingConfig
 from trebi_gym.agents.models import LONGEST_SEGMENT, OUTCOME, make_loss, make_windows
 from trebi_gym.agents.networks import BudgetCritic
 from trebi_gym.agents.networks.budget import Segment, budget_loss
+from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError
 
@@ -113,7 +115,9 @@ def crossing():
 @pytest.fixture(scope="module")
 def learned(crossing, tiny_config):
     config = tiny_config.replace(
-        horizon=2, outcome_training={"steps": 1500, "batch_size": 128, "learning_rate": 3e-3}
+        horizon=2,
+        outcome_critic=NetworkConfig("budget"),
+        outcome_training=TrainingConfig(steps=1500, batch_size=128, learning_rate=3e-3),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "LONGEST_SEGMENT", 2)  # of 8 steps
@@ -181,7 +185,9 @@ def test_an_episode_that_the_task_ended_earns_and_costs_no_more(shipped_dataset,
         {"episode_length": 10},
     )
     config = tiny_config.replace(
-        horizon=2, outcome_training={"steps": 800, "batch_size": 64, "learning_rate": 3e-3}
+        horizon=2,
+        outcome_critic=NetworkConfig("budget"),
+        outcome_training=TrainingConfig(steps=800, batch_size=64, learning_rate=3e-3),
     )
     agent = TREBIAgent(config=config, device="cpu", seed=0).learn(ended, progress_bar=False)
     critic = agent.models[OUTCOME]
@@ -194,6 +200,42 @@ def test_an_episode_that_the_task_ended_earns_and_costs_no_more(shipped_dataset,
             critic.value(seen, 10 * torch.ones(3), ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.4, rtol=0
         )
         torch.testing.assert_close(critic.least(seen, ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.4, rtol=0)
+
+
+def test_an_agent_plans_by_it_is_resumed_saved_and_judged_by_it_again(shipped_dataset, tiny_config, tmp_path):
+    config = tiny_config.replace(
+        outcome_critic=NetworkConfig("budget"), outcome_training=TrainingConfig(steps=20, batch_size=32)
+    )
+    whole = TREBIAgent(config=config, device="cpu", seed=0).learn(shipped_dataset, progress_bar=False)
+    cut = TREBIAgent(config=config, device="cpu", seed=0)
+    # the last model learns from update 80 on
+    cut.learn(shipped_dataset, callback=lambda local, _: local["self"].num_timesteps < 90, progress_bar=False)
+    assert cut.num_timesteps == 90
+    again = TREBIAgent(config=config, device="cpu", seed=0)
+    again.learn(shipped_dataset, progress_bar=False, resume_from=cut.save(tmp_path / "partial"))
+    loaded = TREBIAgent.load(again.save(tmp_path / "whole"), device="cpu")
+    for name, value in whole.models[OUTCOME].state_dict().items():
+        assert torch.equal(loaded.models[OUTCOME].state_dict()[name], value), name
+    seen = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.5]])
+    plan = loaded.plan(seen, budget=20.0)
+    task, length = loaded.task, loaded.task.episode_length
+    rows = np.concatenate(
+        [task.actions.normalize(plan.actions), task.observations.normalize(plan.observations)], axis=-1
+    )
+    x = torch.as_tensor(rows, dtype=torch.float32).flatten(0, 1)
+    left = torch.full((len(x),), float(length))
+    spent = (1.0 - config.planner.margin) * 20.0
+    with torch.no_grad():
+        rewards, costs = loaded.models[OUTCOME].judge(x, left, torch.full_like(left, spent))
+    factor = geometric_sum(config.cost_discount, float(length)) / length
+    np.testing.assert_allclose(plan.costs.ravel(), (costs * factor).numpy(), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(plan.rewards.ravel(), rewards.numpy(), rtol=1e-3, atol=1e-1)
+
+
+def test_files_from_before_it_could_learn_otherwise_are_read(tiny_config):
+    data = tiny_config.to_dict()
+    del data["outcome_training"]
+    assert TREBIConfig.from_dict(data) == tiny_config
 
 
 def test_options_that_it_has_not_are_refused(tiny_config, shipped_dataset):

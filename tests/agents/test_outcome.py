@@ -9,26 +9,12 @@ import torch
 
 from trebi_gym import Budget
 from trebi_gym.agents import TREBIAgent, TREBIConfig
-from trebi_gym.agents.config import NetworkConfig
 from trebi_gym.agents.models import OUTCOME, make_windows, parts_of
 from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
 from trebi_gym.agents.presets import PRESETS
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.benchmark import random_dataset
 from trebi_gym.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def tiny_config(tiny_config):
-    """The configuration of the other tests, with an outcome critic that predicts quantiles."""
-    return tiny_config.replace(outcome_critic=NetworkConfig("mlp", {"width": 32, "blocks": 1}))
-
-
-@pytest.fixture(scope="module")
-def tiny_agent(shipped_dataset, tiny_config):
-    """An agent of it; tests must not change it."""
-    return TREBIAgent(config=tiny_config, device="cpu", seed=0).learn(shipped_dataset, progress_bar=False)
-
 
 SEEN = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.5]])
 
