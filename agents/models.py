@@ -328,11 +328,13 @@ class _BudgetLoss(_WindowLoss):
 
     def __init__(self, part: str, config: TREBIConfig, task: Task, windows: TrajectoryWindows) -> None:
         super().__init__(part, config, task, windows)
-        self._greatest = max(float(windows.cost_to_go.max()), 1e-6)
+        greatest = max(float(windows.cost_to_go.max()), 1e-6)
+        self._budgets = (-0.15 * greatest, greatest)
 
     def prepare(self, model: nn.Module) -> None:
         """Fit what the critic does not learn."""
-        cast(BudgetCritic, model).set_scales(*self._windows.step_sums(), overspending=OVERSPENDING)
+        rewards, costs = self._windows.step_sums()
+        cast(BudgetCritic, model).set_scales(rewards, costs, self._budgets, OVERSPENDING)
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         index = self._index(generator)[: max(1, self._batch_size // 8)]
@@ -354,7 +356,7 @@ class _BudgetLoss(_WindowLoss):
         size = self._task.action_size
         return Segment(
             start=start[:, size:],
-            budget=self._greatest * (1.15 * budgets - 0.15),
+            budget=self._budgets[0] + (self._budgets[1] - self._budgets[0]) * budgets,
             left=left,
             reward=reward,
             cost=cost,

@@ -53,6 +53,7 @@ class BudgetCritic(nn.Module):
 
     penalty: Tensor
     scales: Tensor
+    known: Tensor
     greatest_reward: Tensor
     step_centre: Tensor
     step_scale: Tensor
@@ -100,17 +101,22 @@ class BudgetCritic(nn.Module):
         for name, numbers in (
             ("penalty", [1.0]),
             ("scales", [1.0, 1.0]),
+            ("known", [-1.0, 1.0]),
             ("greatest_reward", [1.0]),
             ("step_centre", [0.0, 0.0]),
             ("step_scale", [1.0, 1.0]),
         ):
             self.register_buffer(name, torch.tensor(numbers))
 
-    def set_scales(self, rewards: Tensor, costs: Tensor, overspending: float) -> None:
+    def set_scales(
+        self, rewards: Tensor, costs: Tensor, budgets: tuple[float, float], overspending: float
+    ) -> None:
         """Fit what is not learned to the rewards (S,) and costs (S,) of all logged steps.
 
-        A cost beyond the budget is paid for with ``overspending`` times what the data earn for such a cost.
+        ``budgets`` are the least and the greatest that it learns of. A cost beyond the budget is paid for with
+        ``overspending`` times what the data earn for such a cost.
         """
+        self.known.copy_(torch.tensor(budgets))
         reward = rewards.abs().mean().clamp(min=1e-6)
         cost = costs.abs().mean().clamp(min=1e-6)
         self.scales.copy_(torch.stack([reward, cost]))
@@ -131,9 +137,10 @@ class BudgetCritic(nn.Module):
         Costs beyond the budget are subtracted, times ``penalty``. A budget may be infinite.
         """
         net = self.value_target if target else self.value_net
-        share = (budgets / self.cost_scale).clamp(-1.0, 4.0)
-        rate = (budgets / (left + 0.5 * SHORT) * (self.episode_length / self.cost_scale)).clamp(-5.0, 5.0)
-        features = [share, left / self.episode_length, rate, (left / SHORT).clamp(max=1.0)]
+        # beyond those that were learned of, more is no better, and less only costs more
+        seen = torch.minimum(torch.maximum(budgets, self.known[0]), self.known[1])
+        rate = (seen / (left + 0.5 * SHORT) * (self.episode_length / self.cost_scale)).clamp(-5.0, 5.0)
+        features = [seen / self.cost_scale, left / self.episode_length, rate, (left / SHORT).clamp(max=1.0)]
         raw = net(torch.cat([observations, torch.stack(features, dim=1)], dim=1))
         return self.scales[0] * _over_time(raw, left) - self.penalty * (-budgets).clamp(min=0.0)
 

