@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -120,11 +120,12 @@ def untrained(config: TREBIConfig | str, dataset: EpisodeDataset, device: torch.
         last.bias.fill_(1.0)
         outcome = agent.models.get(OUTCOME)
         if isinstance(outcome, BudgetCritic):
-            outcome.step[-1].weight.mul_(1e-3)
+            step, least = (cast(torch.nn.Linear, net[-1]) for net in (outcome.step, outcome.least_net))
+            step.weight.mul_(1e-3)
+            step.bias[1], outcome.step_scale[1] = 0.0, 1e-3
             outcome.step_centre[1] = 1 / outcome.judged_steps
-            outcome.step[-1].bias[1], outcome.step_scale[1] = 0.0, 1e-3
-            outcome.least_net[-1].weight.mul_(1e-6)
-            outcome.least_net[-1].bias.zero_()
+            least.weight.mul_(1e-6)
+            least.bias.zero_()
         elif isinstance(outcome, OutcomeCritic):
             outcome.cost_leave.weight.mul_(1e-3 / outcome.cost_scale)
             outcome.cost_leave.bias[0] = 1 / outcome.cost_scale

@@ -125,10 +125,11 @@ def _clean(agent: TREBIAgent, dataset: EpisodeDataset, count: int, seed: int) ->
     if OUTCOME not in agent.models:
         return
     batches = list(_drawn(agent, dataset, OUTCOME, count, seed))
-    if isinstance(agent.models[OUTCOME], BudgetCritic):
-        yield from _judged(agent.models[OUTCOME], batches)
+    judging = agent.models[OUTCOME]
+    if isinstance(judging, BudgetCritic):
+        yield from _judged(judging, batches)
         return
-    critic = cast(OutcomeCritic, agent.models[OUTCOME])
+    critic = cast(OutcomeCritic, judging)
     quantiles = [critic.costs(w.trajectory, w.steps_left) for w in batches]
     for column, level in enumerate(critic.levels):
         found = [(q[:, column], w.cost_to_go, w.steps_left) for q, w in zip(quantiles, batches, strict=True)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from trebi_gym.agents.presets import preset
 from trebi_gym.result_plan import (
+    CALIBRATION_EPISODES,
     EPISODES,
     FIRST_SEED,
     REDUCED_EPISODES,
@@ -13,6 +15,20 @@ from trebi_gym.result_plan import (
     TIMED_RATIO,
     reduced_paper,
 )
+
+
+def _own_calibrations() -> str:
+    """Return a sentence on every task that is calibrated in a way of its own."""
+    sentences = []
+    for name, task in TASKS.items():
+        if task.planned_ratios is not None:
+            ratios = ", ".join(f"{ratio:g}" for ratio in task.planned_ratios)
+            sentences.append(
+                f"\n  {name}: {preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
+                f"under each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}, since its episodes never "
+                "end early."
+            )
+    return "".join(sentences)
 
 
 def introduction(there: int, wanted: int) -> str:
@@ -29,8 +45,8 @@ This page is written by `make results` from measured cells, one for each task, m
 - **Episodes**: {EPISODES} for each of {len(SEEDS)} training seeds, so {len(SEEDS) * EPISODES} in all. Training seed s is
   run on the environment seeds from {FIRST_SEED} + {SEED_STEP} s on, which are the same for every method.
 - **default** is the preset `fast`, and `fast_long` for the hopper, the walker and the cheetah. *Calibrated* agents were
-  calibrated in closed loop, at risk {risks}, on episodes of other seeds; *uncalibrated* ones are the same agents
-  before that.
+  calibrated in closed loop, at risk {risks}, on episodes of other seeds, {CALIBRATION_EPISODES} under each planned
+  budget; *uncalibrated* ones are the same agents before that.{_own_calibrations()}
 - **{paper}** (arXiv 2306.00603) plan for seconds a decision on a CPU. Budgets are counted and plans ranked as the
   original does.
   *Reduced*: {REDUCED_EPISODES} episodes of one training seed on the pendulum, learned for

@@ -12,6 +12,7 @@ from trebi_gym.agents.models import LONGEST_SEGMENT, OUTCOME, make_loss, make_wi
 from trebi_gym.agents.networks import BudgetCritic
 from trebi_gym.agents.networks.budget import Segment, budget_loss
 from trebi_gym.agents.units import geometric_sum
+from trebi_gym.benchmark import random_dataset, untrained
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError
 
@@ -229,6 +230,16 @@ def test_an_agent_plans_by_it_is_resumed_saved_and_judged_by_it_again(shipped_da
     factor = geometric_sum(config.cost_discount, float(length)) / length
     np.testing.assert_allclose(plan.costs.ravel(), (costs * factor).numpy(), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(plan.rewards.ravel(), rewards.numpy(), rtol=1e-3, atol=1e-1)
+
+
+def test_an_untrained_one_of_the_benchmark_expects_that_every_plan_costs_about_one(tiny_config):
+    config = tiny_config.replace(outcome_critic=NetworkConfig("budget"))
+    agent = untrained(config, random_dataset("pendulum"), "cpu")
+    plan = agent.plan(np.zeros((1, 3)), budget=1e6)
+    length = agent.task.episode_length
+    costs = plan.costs * length / geometric_sum(config.cost_discount, float(length))
+    np.testing.assert_allclose(costs, min(1.0, (config.horizon - 1) / 16), atol=0.1)
+    assert plan.feasible.all() and not agent.plan(np.zeros((1, 3)), budget=0.0).feasible.any()
 
 
 def test_files_from_before_it_could_learn_otherwise_are_read(tiny_config):
