@@ -13,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from tqdm import tqdm
 
 from trebi_gym.agents.config import TrainingConfig
-from trebi_gym.agents.models import OUTCOME, PARTS, make_loss, make_model, make_windows
+from trebi_gym.agents.losses import make_loss
+from trebi_gym.agents.models import OUTCOME, PARTS, make_model, make_windows
 from trebi_gym.agents.training import Fit, FitMetrics
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError, DatasetError

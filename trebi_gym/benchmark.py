@@ -15,7 +15,8 @@ import torch
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.capture import computing_directly
 from trebi_gym.agents.config import TREBIConfig
-from trebi_gym.agents.models import OUTCOME, make_loss, make_model, make_windows, parts_of
+from trebi_gym.agents.losses import make_loss
+from trebi_gym.agents.models import OUTCOME, make_model, make_windows, parts_of
 from trebi_gym.agents.networks import BudgetCritic, OutcomeCritic
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import resolve_device

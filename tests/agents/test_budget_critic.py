@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents import TREBIAgent, TREBIConfig, models
+from trebi_gym.agents import TREBIAgent, TREBIConfig, losses
 from trebi_gym.agents.config import NetworkConfig, TrainingConfig
-from trebi_gym.agents.models import LONGEST_SEGMENT, OUTCOME, make_loss, make_windows
+from trebi_gym.agents.losses import LONGEST_SEGMENT, make_loss
+from trebi_gym.agents.models import OUTCOME, make_windows
 from trebi_gym.agents.networks import BudgetCritic
 from trebi_gym.agents.networks.budget import Segment, budget_loss
 from trebi_gym.agents.units import geometric_sum
@@ -121,7 +122,7 @@ def learned(crossing, tiny_config):
         outcome_training=TrainingConfig(steps=1500, batch_size=128, learning_rate=3e-3),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "LONGEST_SEGMENT", 2)  # of 8 steps
+        patch.setattr(losses, "LONGEST_SEGMENT", 2)  # of 8 steps
         return TREBIAgent(config=config, device="cpu", seed=0).learn(crossing, progress_bar=False)
 
 
