@@ -82,8 +82,9 @@ class PlannerConfig:
     """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
     guided move as the original does."""
     cost_level: float = 0.1
-    """For ``ranking="outcome"``: the quantile of the cost to come that is held against the budget. What logged episodes
-    cost after a plan depends on what was chosen later; a low quantile is what can be had by choosing well."""
+    """For ``ranking="outcome"`` by an outcome critic of the kind ``mlp``: the quantile of the cost to come that is held
+    against the budget. What logged episodes cost after a plan depends on what was chosen later; a low quantile is what can
+    be had by choosing well."""
     budget_rule: Literal["remaining", "constant"] = "remaining"
     """How an undiscounted budget becomes one in the cost critic's units: see ``agents.units``."""
     budget_factor: float | None = None
@@ -145,9 +146,9 @@ class TREBIConfig:
     """The network that predicts the discounted reward still to come."""
     cost_critic: NetworkConfig = NetworkConfig("mlp", {"width": 128, "blocks": 2, "steps_left": True})
     """The network that predicts the discounted cost still to come."""
-    outcome_critic: NetworkConfig | None = NetworkConfig("mlp", {"width": 128, "blocks": 2})
-    """The network that judges finished plans, undiscounted: ``mlp`` by how logged episodes went on, ``budget`` by the best
-    that the data allow within the budget; None: there is none."""
+    outcome_critic: NetworkConfig | None = NetworkConfig("budget")
+    """The network that judges finished plans, undiscounted: ``budget`` by the best that the data allow within the budget,
+    ``mlp`` by how logged episodes went on; None: there is none."""
     discount: float = 0.99
     """Of rewards-to-go, in (0, 1]."""
     cost_discount: float = 0.99
@@ -171,7 +172,9 @@ class TREBIConfig:
     """Of the denoiser."""
     critic_training: TrainingConfig = TrainingConfig(steps=4_000)
     """Of each critic."""
-    outcome_training: TrainingConfig | None = None
+    outcome_training: TrainingConfig | None = TrainingConfig(
+        steps=6_000, learning_rate=1e-3, learning_rate_schedule="cosine"
+    )
     """Of the outcome critic; None: as the other critics."""
     planner: PlannerConfig = PlannerConfig(candidates=32, sampler_steps=3, retry_steps=5, ranking="outcome")
     """How a decision is made."""

@@ -28,6 +28,7 @@ toy_safe_env = TREBIConfig(
     reward_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     cost_critic=NetworkConfig("temporal", {"dim": 32, "dim_mults": [1, 2, 4, 8]}),
     outcome_critic=None,
+    outcome_training=None,
     discount=0.99,
     cost_discount=0.99,
     cost_quantile=None,
@@ -53,6 +54,8 @@ fast = TREBIConfig()
 # a hundred steps ahead, and the cheapest way through those is to fall; docs/fast.md has the measurements
 fast_long = fast.replace(
     preset="fast_long",
+    outcome_critic=NetworkConfig("mlp", {"width": 128, "blocks": 2}),
+    outcome_training=None,
     discount=0.997,
     cost_discount=1.0,
     denoiser_training={"steps": 15_000},

@@ -147,6 +147,11 @@ class TrajectoryWindows:
         """Steps of all episodes, S."""
         return len(self._row_end)
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """(S, D) normalised actions and observations of every step, episode after episode."""
+        return self._rows[:-1]
+
     def room(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how many steps each of the rows (B,) is before its episode's end, and whether the task ended that."""
         return self._row_end[rows] - rows, self._row_terminated[rows]
@@ -167,13 +172,19 @@ class TrajectoryWindows:
         _, _, reward, cost = self.stretch(rows, torch.ones_like(rows))
         return reward, cost
 
-    def steps_of(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return plain rewards and costs (B, H) of every row of windows (B,), zero behind the episode's end."""
+    def steps_of(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return plain rewards and costs (B, H) of every row of windows (B,), zero behind the episode's end.
+
+        The third are booleans (B, H), whether a row lies before that end, the fourth (B, H), whether the task ended the
+        episode with it.
+        """
         first, end = self._first[index], self._end[index]
         rows = first.unsqueeze(-1) + self._offsets
         inside = rows < end.unsqueeze(-1)
-        reward, cost = self.step_sums(torch.where(inside, rows, 0).flatten())
-        return tuple(torch.where(inside, values.view(inside.shape), 0.0) for values in (reward, cost))  # type: ignore[return-value]
+        kept = torch.where(inside, rows, 0)
+        reward, cost = (values.view(inside.shape) for values in self.step_sums(kept.flatten()))
+        last = inside & (rows == end.unsqueeze(-1) - 1) & self._row_terminated[kept]
+        return torch.where(inside, reward, 0.0), torch.where(inside, cost, 0.0), inside, last
 
     def __getitem__(self, index: int | torch.Tensor) -> Window:
         """Gather one window, or a batch of them for a tensor of indices (B,)."""

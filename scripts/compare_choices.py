@@ -30,6 +30,7 @@ from trebi_gym.terminal import run
 DATASET = "SafePendulum-medium-replay-v0"
 BASE = preset("fast").replace(
     outcome_critic=None,
+    outcome_training=None,
     planner={
         "sampler": "ddim",
         "sampler_steps": 5,

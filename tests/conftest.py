@@ -27,7 +27,15 @@ def tiny_config() -> TREBIConfig:
     """A configuration whose three models learn in a few seconds; it plans badly, but by the same path."""
     denoiser = NetworkConfig("mlp", {"width": 32, "blocks": 1, "condition": True})
     critic = NetworkConfig("mlp", {"width": 32, "blocks": 1, "steps_left": True})
-    return TREBIConfig(horizon=8, denoiser=denoiser, reward_critic=critic, cost_critic=critic).replace(
+    outcome = NetworkConfig("mlp", {"width": 128, "blocks": 2})
+    return TREBIConfig(
+        horizon=8,
+        denoiser=denoiser,
+        reward_critic=critic,
+        cost_critic=critic,
+        outcome_critic=outcome,
+        outcome_training=None,
+    ).replace(
         denoiser_training={"steps": 40, "batch_size": 32},
         critic_training={"steps": 20, "batch_size": 32},
         planner={"candidates": 8},

@@ -49,6 +49,7 @@ def small_fast(monkeypatch):
         reward_critic=critic,
         cost_critic=critic,
         outcome_critic=NetworkConfig("mlp", mlp),
+        outcome_training=None,
         planner={"candidates": 4, "sampler_steps": 2, "retry_steps": 5},
     )
     monkeypatch.setitem(PRESETS, "fast", config)

@@ -47,6 +47,7 @@ def small_fast(monkeypatch):
         reward_critic=critic,
         cost_critic=critic,
         outcome_critic=NetworkConfig("mlp", {"width": 16, "blocks": 1}),
+        outcome_training=None,
         denoiser_training={"batch_size": 16},
         critic_training={"batch_size": 16},
         planner={"candidates": 4},

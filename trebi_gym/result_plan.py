@@ -71,7 +71,9 @@ def _velocity(name: str, **options: Any) -> Task:
 
 
 def _published(name: str, steps: int) -> Task:
-    return Task(RECIPES[name].env_id, name, steps, steps, "fast")
+    # costs hardly differ from what is planned: a little below the ratios that are measured, and one step further below
+    planned = (0.0, 0.18, 0.197, 0.37, 0.396, 0.56, 0.595, 0.75, 0.795, 0.94, 0.99)
+    return Task(RECIPES[name].env_id, name, steps, steps, "fast", planned_ratios=planned)
 
 
 TASKS: dict[str, Task] = {

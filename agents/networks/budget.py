@@ -30,9 +30,10 @@ class Segment(NamedTuple):
 class BudgetCritic(nn.Module):
     """Judge finished plans under a budget, all sums undiscounted.
 
-    Three parts: a model of one step's reward and cost, by which a plan's own are summed; the value of where it ends, the
-    most that the rest may earn if it costs no more than what is then left; and the least that the rest can cost. The last
-    two are learned by in-sample dynamic programming: an upper (lower) expectile over logged continuations, as in implicit
+    Four parts: a model of where one step leads, since a plan's observations need not be what its actions lead to; a model
+    of one step's reward and cost, by which those of a plan's first steps are summed; the value of where they end, the most
+    that the rest may earn if it costs no more than what is then left; and the least that the rest can cost. The last two are
+    learned by in-sample dynamic programming: an upper (lower) expectile over logged continuations, as in implicit
     Q-learning (arXiv 2110.06169). Every one is relabelled with many budgets and numbers of steps left, since neither changes
     what happens. Costs beyond the budget are paid for.
 
@@ -57,6 +58,10 @@ class BudgetCritic(nn.Module):
     greatest_reward: Tensor
     step_centre: Tensor
     step_scale: Tensor
+    lowest: Tensor
+    highest: Tensor
+    move_scale: Tensor
+    may_end: Tensor
 
     def __init__(
         self,
@@ -96,6 +101,7 @@ class BudgetCritic(nn.Module):
         )
         self.value_net = _mlp(size + 4, width)
         self.least_net = _mlp(size + 2, max(1, width // 2))
+        self.move = _mlp(transition_dim, max(1, width // 2), size + 1)
         self.value_target = copy.deepcopy(self.value_net).requires_grad_(False)
         self.least_target = copy.deepcopy(self.least_net).requires_grad_(False)
         for name, numbers in (
@@ -105,6 +111,10 @@ class BudgetCritic(nn.Module):
             ("greatest_reward", [1.0]),
             ("step_centre", [0.0, 0.0]),
             ("step_scale", [1.0, 1.0]),
+            ("lowest", [-1.0] * transition_dim),
+            ("highest", [1.0] * transition_dim),
+            ("move_scale", [1.0] * size),
+            ("may_end", [0.0]),
         ):
             self.register_buffer(name, torch.tensor(numbers))
 
@@ -125,6 +135,20 @@ class BudgetCritic(nn.Module):
         values = torch.stack([rewards, costs], dim=1)
         self.step_centre.copy_(values.mean(dim=0))
         self.step_scale.copy_(values.std(dim=0).clamp(min=1e-6))
+
+    def set_moves(self, rows: Tensor, moves: Tensor, may_end: bool) -> None:
+        """Fit what is not learned of where steps lead.
+
+        Args:
+            rows: (S, D) of all logged steps.
+            moves: (M, O) how observations changed from one logged step to the next.
+            may_end: whether the task ended any logged episode.
+        """
+        self.lowest.copy_(rows.amin(dim=0))
+        self.highest.copy_(rows.amax(dim=0))
+        if len(moves) > 1:
+            self.move_scale.copy_(moves.std(dim=0).clamp(min=1e-6))
+        self.may_end.fill_(float(may_end))
 
     def steps(self, x: Tensor) -> Tensor:
         """Return reward and cost (B, H - 1, 2) of the steps from row to row of x (B, H, D)."""
@@ -151,21 +175,48 @@ class BudgetCritic(nn.Module):
         raw = net(torch.cat([observations, torch.stack(features, dim=1)], dim=1))
         return self.scales[1] * _over_time(raw, left)
 
+    def moves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how observations change (B, O) in the steps of rows (B, D), and logits (B,) that the task ends there."""
+        raw = cast(Tensor, self.move(rows))
+        return raw[:, :-1] * self.move_scale, raw[:, -1]
+
+    def rolled(self, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows (B, K, D) through which actions (B, K, A) lead from observations (B, O).
+
+        The second are the probabilities (B, K) of getting to them, rather than that the task has ended the episode before.
+        """
+        low, high = self.lowest, self.highest
+        actions = torch.minimum(torch.maximum(actions, low[: self.action_dim]), high[: self.action_dim])
+        alive = torch.ones_like(start[:, 0])
+        rows, reached = [], []
+        for action in actions.unbind(dim=1):
+            rows.append(torch.cat([action, start], dim=1))
+            reached.append(alive)
+            change, ending = self.moves(rows[-1])
+            # no further than the data went: nothing is known of what lies beyond
+            start = torch.minimum(
+                torch.maximum(start + change, low[self.action_dim :]), high[self.action_dim :]
+            )
+            alive = alive * (1.0 - self.may_end * torch.sigmoid(ending))
+        return torch.stack(rows, dim=1), torch.stack(reached, dim=1)
+
     def judge(
         self, x: Tensor, steps_left: Tensor, budgets: Tensor, level: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return what plans x (B, H, D) and the best after them earn (B,) within budgets (B,), and the least cost (B,).
 
-        ``level`` is of no use here: the least cost is learned at one expectile.
+        Only a plan's first observation and its actions count: where they lead is what the model of a step says, not what
+        the plan shows. ``level`` is of no use here: the least cost is learned at one expectile.
         """
         count = min(self.judged_steps, self.horizon - 1)
-        live = torch.arange(count, device=x.device) < steps_left[:, None]
-        reward, cost = (self.steps(x[:, : count + 1]) * live[:, :, None]).sum(dim=1).unbind(dim=1)
-        rest, end = (steps_left - count).clamp(min=0.0), x[:, count, self.action_dim :]
+        rows, reached = self.rolled(x[:, 0, self.action_dim :], x[:, : count + 1, : self.action_dim])
+        live = reached[:, :-1] * (torch.arange(count, device=x.device) < steps_left[:, None])
+        reward, cost = (self.steps(rows) * live[:, :, None]).sum(dim=1).unbind(dim=1)
+        rest, end = (steps_left - count).clamp(min=0.0), rows[:, count, self.action_dim :]
         left = budgets - cost
-        going = rest > 0
-        worth = torch.where(going, self.value(end, left, rest), -self.penalty * (-left).clamp(min=0.0))
-        least = torch.where(going, self.least(end, rest).clamp(min=0.0), 0.0)
+        over = -self.penalty * (-left).clamp(min=0.0)
+        worth = torch.where(rest > 0, torch.lerp(over, self.value(end, left, rest), reached[:, -1]), over)
+        least = torch.where(rest > 0, reached[:, -1] * self.least(end, rest).clamp(min=0.0), 0.0)
         return reward + worth, cost + least
 
     def follow(self) -> None:
@@ -201,7 +252,7 @@ def _expectile(error: Tensor, level: float, bend: float = 0.05) -> Tensor:
     return (weight * torch.where(size < bend, size.square(), bend * (2.0 * size - bend))).mean() / bend**2
 
 
-def _mlp(features: int, width: int) -> nn.Sequential:
+def _mlp(features: int, width: int, outputs: int = 2) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(features, width),
         nn.LayerNorm(width),
@@ -209,7 +260,7 @@ def _mlp(features: int, width: int) -> nn.Sequential:
         nn.Linear(width, width),
         nn.LayerNorm(width),
         nn.SiLU(),
-        nn.Linear(width, 2),
+        nn.Linear(width, outputs),
     )
 
 

@@ -46,18 +46,23 @@ def test_what_cannot_be_is_refused(options, message):
         make_critic(**options)
 
 
-def test_a_plan_is_worth_its_own_steps_and_what_follows_within_what_is_left():
+def test_a_plan_is_worth_what_its_actions_lead_to_and_what_follows_within_what_is_left():
     critic, x = make_critic(judged_steps=2).eval(), torch.randn(5, 4, 3)
     critic.penalty.fill_(7.0)
+    critic.may_end.fill_(1.0)
     budgets, left = torch.full((5,), 3.0), torch.full((5,), 6.0)
     with torch.no_grad():
-        reward, cost = critic.steps(x)[:, :2].sum(dim=1).T
+        rows, reached = critic.rolled(x[:, 0, 1:], x[:, :, :1])
+        first, second = critic.steps(rows)[:, :2].unbind(dim=1)
+        reward, cost = (first + reached[:, 1:2] * second).T
         earned, least = critic.judge(x, left, budgets)
-        torch.testing.assert_close(earned, reward + critic.value(x[:, 2, 1:], budgets - cost, left - 2))
-        torch.testing.assert_close(least, cost + critic.least(x[:, 2, 1:], left - 2).clamp(min=0))
+        rest, alive = critic.value(rows[:, 2, 1:], budgets - cost, left - 2), reached[:, 2]
+        gone = -7.0 * (cost - budgets).clamp(min=0)
+        torch.testing.assert_close(earned, reward + alive * rest + (1 - alive) * gone)
+        torch.testing.assert_close(least, cost + alive * critic.least(rows[:, 2, 1:], left - 2).clamp(min=0))
         # with one step left only the first counts, and what is over the budget is paid for
         earned, least = critic.judge(x, torch.ones(5), torch.full((5,), -1.0))
-        reward, cost = critic.steps(x)[:, 0].T
+        reward, cost = first.T
         torch.testing.assert_close(earned, reward - 7.0 * (1.0 + cost).clamp(min=0))
         torch.testing.assert_close(least, cost)
         # no limit is worth as much as more than any episode costs
@@ -66,6 +71,10 @@ def test_a_plan_is_worth_its_own_steps_and_what_follows_within_what_is_left():
             critic.judge(x, left, torch.full((5,), math.inf)),
         )
         torch.testing.assert_close(more, most)
+        # what a plan shows behind its first row counts for nothing: its actions may lead elsewhere
+        shown = x.clone()
+        shown[:, 1:, 1:] += 1.0
+        torch.testing.assert_close(critic.judge(shown, left, budgets), critic.judge(x, left, budgets))
 
 
 def test_the_targets_follow_slowly_and_are_not_learned_themselves():
@@ -253,3 +262,70 @@ def test_options_that_it_has_not_are_refused(tiny_config, shipped_dataset):
     config = tiny_config.replace(outcome_critic={"name": "budget", "options": {"levels": [0.1]}})
     with pytest.raises(ConfigError, match="budget' takes no levels"):
         TREBIAgent(config=config, device="cpu", seed=0).learn(shipped_dataset, 4, progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def walker(tiny_config):
+    """An agent that learned of episodes on a line, of steps drawn one by one, which the task ends beyond 0.45.
+
+    Nothing is logged that holds one direction throughout.
+    """
+    draw = np.random.default_rng(0)
+    observations, actions, lengths = [], [], []
+    for _ in range(300):
+        seen, chosen = [place := float(draw.uniform(-0.4, 0.4))], []
+        while len(chosen) < 12 and abs(place) < 0.45:
+            chosen.append(draw.uniform(-1.3, 1.3, size=1).clip(-1.0, 1.0))
+            place += 0.1 * float(chosen[-1][0])
+            seen.append(place)
+        observations += seen
+        actions += chosen
+        lengths.append(len(chosen))
+    ends = np.cumsum(np.array(lengths) + 1) - 1
+    terminated = np.abs(np.array(observations)[ends]) >= 0.45
+    dataset = EpisodeDataset(
+        np.array(observations, dtype=np.float32)[:, None],
+        np.array(actions, dtype=np.float32),
+        np.ones(sum(lengths), dtype=np.float32),
+        np.ones(sum(lengths), dtype=np.float32),
+        np.array(lengths),
+        terminated,
+        ~terminated,
+        {"episode_length": 12},
+    )
+    assert 0.1 < terminated.mean() < 0.9
+    config = tiny_config.replace(
+        outcome_critic=NetworkConfig("budget"),
+        outcome_training=TrainingConfig(steps=1500, batch_size=128, learning_rate=3e-3),
+    )
+    return TREBIAgent(config=config, device="cpu", seed=0).learn(dataset, progress_bar=False)
+
+
+def test_actions_lead_where_they_do_though_no_logged_episode_holds_them(walker):
+    critic, task = walker.models[OUTCOME], walker.task
+    start = torch.as_tensor(task.observations.normalize(np.zeros((3, 1))), dtype=torch.float32)
+    held = np.array([1.0, 0.0, -1.0])
+    actions = torch.as_tensor(task.actions.normalize(held[:, None]), dtype=torch.float32)
+    with torch.no_grad():
+        rows, reached = critic.rolled(start, actions[:, None].expand(-1, 5, -1))
+        far, _ = critic.rolled(torch.tensor([[50.0]]), actions[:1, None].expand(-1, 5, -1))
+    places = task.observations.unnormalize(rows[..., 1:].double().numpy())[..., 0]
+    np.testing.assert_allclose(places, held[:, None] * 0.1 * np.arange(5), atol=0.05)
+    assert (far[:, 1:, 1] <= critic.highest[1]).all()
+    # the last of five steps to one side is the one that the task ends: four have led to 0.4
+    torch.testing.assert_close(reached[:, :4], torch.ones(3, 4), atol=0.1, rtol=0)
+    with torch.no_grad():
+        _, reached = critic.rolled(start, actions[:, None].expand(-1, 6, -1))
+    torch.testing.assert_close(reached[:, 5], torch.tensor([0.0, 1.0, 0.0]), atol=0.15, rtol=0)
+
+
+def test_a_plan_that_ends_the_episode_earns_and_costs_what_it_does_until_then(walker):
+    critic, task = walker.models[OUTCOME], walker.task
+    held = torch.as_tensor(task.actions.normalize(np.array([[1.0], [0.0]])), dtype=torch.float32)
+    start = torch.as_tensor(task.observations.normalize(np.zeros((2, 1))), dtype=torch.float32)
+    x = torch.cat([held, start], dim=1)[:, None].expand(-1, 8, -1)
+    with torch.no_grad():
+        earned, least = critic.judge(x, torch.full((2,), 12.0), torch.full((2,), 50.0))
+    # every step earns and costs 1; seven on the spot are followed by at most five, of which an expectile sees a little less
+    assert float(earned[0]) == pytest.approx(5.0, abs=0.7) and float(least[0]) == pytest.approx(5.0, abs=0.7)
+    assert 10.0 < float(earned[1]) < 13.0 and 9.0 < float(least[1]) < 13.0
