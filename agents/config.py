@@ -202,6 +202,10 @@ class TREBIConfig:
                 f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles "
                 f"{low:g} to {high:g}",
             )
+        require(
+            self.outcome_critic is None or self.outcome_critic.name != "budget" or self.horizon >= 2,
+            f"a budget critic judges where a plan's first step leads, so the horizon must be at least 2; got {self.horizon}",
+        )
         choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")

@@ -12,7 +12,7 @@ from trebi_gym.agents.calibration import HeldOutCalibration
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, described, make_windows
-from trebi_gym.agents.networks import PlanCritic
+from trebi_gym.agents.networks import BudgetCritic, PlanCritic
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import EpisodeDataset
@@ -47,8 +47,10 @@ def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[floa
     planner = agent.config.planner
     with torch.no_grad():
         left = torch.full((len(first),), float(task.episode_length), device=agent.device)
-        if planner.ranking == "outcome":  # the critic whose word plans are chosen by
-            critic = cast(PlanCritic, agent.models[OUTCOME])
+        judging = agent.models.get(OUTCOME)
+        # the critic whose word plans are chosen by; but a budget critic's least cost is no prediction of logged episodes
+        if planner.ranking == "outcome" and not isinstance(judging, BudgetCritic):
+            critic = cast(PlanCritic, judging)
             _, least = critic.judge(
                 window.trajectory, left, torch.full_like(left, torch.inf), planner.cost_level
             )

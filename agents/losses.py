@@ -17,7 +17,7 @@ from trebi_gym.agents.diffusion.denoising import (
 )
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.models import OUTCOME, Task
-from trebi_gym.agents.networks.budget import BudgetCritic, Segment, budget_loss
+from trebi_gym.agents.networks.budget import BudgetCritic, Segment, budget_loss, step_losses
 from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
 from trebi_gym.agents.training import Loss
 from trebi_gym.datasets import TrajectoryWindows
@@ -155,9 +155,15 @@ class _BudgetLoss(_WindowLoss):
         rewards, costs = self._windows.step_sums()
         cast(BudgetCritic, model).set_scales(rewards, costs, self._budgets, OVERSPENDING)
         rows, size = self._windows.rows, self._task.action_size
-        room, ended = self._windows.room(torch.arange(len(rows), device=rows.device))
-        moves = (rows[1:, size:] - rows[:-1, size:])[room[:-1] > 1]
-        cast(BudgetCritic, model).set_moves(rows, moves, bool(ended.any()))
+        every = torch.arange(len(rows), device=rows.device)
+        room, ended = self._windows.room(every)
+        after = self._windows.after(every)
+        moves = (after - rows[:, size:])[room > 1]
+        cast(BudgetCritic, model).set_moves(rows, after, moves, bool(ended.any()))
+
+    def follow(self, model: nn.Module) -> None:
+        """Move what the critic learns towards a step on; called before every update, and not recorded with it."""
+        cast(BudgetCritic, model).follow()
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         index = self._index(generator)[: max(1, self._batch_size // 8)]
@@ -192,29 +198,14 @@ class _BudgetLoss(_WindowLoss):
         self, model: nn.Module, *drawn: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         critic = cast(BudgetCritic, model)
-        *segment, x, rewards, costs, inside, ended = drawn
-        critic.follow()
+        *segment, x, after, rewards, costs, inside, ended = drawn
         value, least = budget_loss(critic, Segment(*segment))
-        told = torch.stack([rewards, costs], dim=2)[:, :-1]
-        step = ((critic.steps(x) - told) / critic.step_scale).square().mean()
-        move, ending = self._moves(critic, x, inside, ended)
+        step, move, ending = step_losses(
+            critic, x, after, torch.stack([rewards, costs], dim=2), inside, ended
+        )
         return value + least + step + move + ending, {
             "value_loss": value.detach(),
             "least_loss": least.detach(),
             "step_loss": step.detach(),
             "move_loss": move.detach(),
         }
-
-    def _moves(
-        self, critic: BudgetCritic, x: torch.Tensor, inside: torch.Tensor, ended: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the squared error of where steps of windows lead, and the cross entropy of the task's ending with them."""
-        seen = x[:, :, self._task.action_size :]
-        change, ending = critic.moves(x.flatten(0, 1))
-        off = (change.view(seen.shape)[:, :-1] - (seen[:, 1:] - seen[:, :-1])) / critic.move_scale
-        follows = inside[:, 1:, None]  # by a logged step, not by the padding behind the end
-        move = torch.where(follows, off, 0.0).square().sum() / (follows.sum() * seen.shape[2]).clamp(min=1)
-        surprise = nn.functional.binary_cross_entropy_with_logits(
-            ending.view(inside.shape), ended.to(ending.dtype), reduction="none"
-        )
-        return move, torch.where(inside, surprise, 0.0).sum() / inside.sum().clamp(min=1)

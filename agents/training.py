@@ -75,12 +75,15 @@ class Fit:
     def run(self, steps: int | None = None) -> Iterator[FitMetrics]:
         """Take optimiser steps until ``steps`` (default: the configuration's) have been taken in all."""
         total = self.config.steps if steps is None else steps
+        follow = getattr(self._loss, "follow", None)  # of losses whose targets follow what is learned
         self.model.train()
         while self.step < total:
             if self.config.learning_rate_schedule == "cosine":
                 rate = 0.5 * self.config.learning_rate * (1 + math.cos(math.pi * self.step / total))
                 for group in self._optimizer.param_groups:
                     group["lr"] = rate
+            if follow is not None:
+                follow(self.model)
             batches = [self._loss.draw(self._generator) for _ in range(self.config.accumulation)]
             loss, *extra = self._differentiated(*(tensor for batch in batches for tensor in batch))
             self._optimizer.step()

@@ -107,6 +107,12 @@ class TrajectoryWindows:
                 observation_normalizer.normalize(np.zeros(dataset.observation_size)),
             ]
         ).astype(np.float32)
+        final_rows = dataset.observation_rows[last] + 1
+        finals = observation_normalizer.normalize(dataset.observations[final_rows])
+        self._finals = torch.from_numpy(finals.astype(np.float32)).to(self.device)
+        self._row_episode = torch.from_numpy(np.repeat(np.arange(len(dataset)), dataset.lengths)).to(
+            self.device
+        )
         # one padding row behind all others; a window's rows behind its episode's end point to it
         self._rows = torch.from_numpy(np.concatenate([rows, padding[None]])).to(self.device)
         latest = np.minimum(dataset.lengths - 1, limit - horizon)
@@ -172,19 +178,27 @@ class TrajectoryWindows:
         _, _, reward, cost = self.stretch(rows, torch.ones_like(rows))
         return reward, cost
 
-    def steps_of(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return plain rewards and costs (B, H) of every row of windows (B,), zero behind the episode's end.
+    def after(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the normalised observations (..., O) behind the steps of rows (...), an episode's final one included."""
+        last = rows + 1 >= self._row_end[rows]
+        size = self._rows.shape[1] - self._finals.shape[1]
+        following = self._rows[torch.where(last, rows, rows + 1)][..., size:]
+        return torch.where(last.unsqueeze(-1), self._finals[self._row_episode[rows]], following)
 
-        The third are booleans (B, H), whether a row lies before that end, the fourth (B, H), whether the task ended the
-        episode with it.
+    def steps_of(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the steps of windows (B,) lead to, and whether they are logged.
+
+        These are the observations (B, H, O) behind them, plain rewards and costs (B, H), and booleans (B, H): whether a step
+        lies before its episode's end, the rest meaning nothing where it does not, and whether the task ended the episode
+        with it.
         """
         first, end = self._first[index], self._end[index]
         rows = first.unsqueeze(-1) + self._offsets
         inside = rows < end.unsqueeze(-1)
-        kept = torch.where(inside, rows, 0)
-        reward, cost = (values.view(inside.shape) for values in self.step_sums(kept.flatten()))
-        last = inside & (rows == end.unsqueeze(-1) - 1) & self._row_terminated[kept]
-        return torch.where(inside, reward, 0.0), torch.where(inside, cost, 0.0), inside, last
+        rows = torch.where(inside, rows, first.unsqueeze(-1))
+        reward, cost = (values.view(inside.shape) for values in self.step_sums(rows.flatten()))
+        ended = inside & (rows + 1 == end.unsqueeze(-1)) & self._row_terminated[rows]
+        return self.after(rows), reward, cost, inside, ended
 
     def __getitem__(self, index: int | torch.Tensor) -> Window:
         """Gather one window, or a batch of them for a tensor of indices (B,)."""

@@ -25,8 +25,7 @@ def _own_calibrations() -> str:
             ratios = ", ".join(f"{ratio:g}" for ratio in task.planned_ratios)
             sentences.append(
                 f"\n  {name}: {preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
-                f"under each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}, since its episodes never "
-                "end early."
+                f"under each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}: {task.planned_because}."
             )
     return "".join(sentences)
 

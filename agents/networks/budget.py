@@ -82,8 +82,8 @@ class BudgetCritic(nn.Module):
             )
         if width < 1 or step_width < 1:
             raise ValueError(f"widths must be at least 1; got {width} and {step_width}")
-        if judged_steps < 1:
-            raise ValueError(f"judged_steps must be at least 1; got {judged_steps}")
+        if isinstance(judged_steps, bool) or not isinstance(judged_steps, int) or judged_steps < 1:
+            raise ValueError(f"judged_steps must be a whole number of at least 1; got {judged_steps!r}")
         if not 0.5 < expectile < 1:
             raise ValueError(f"the expectile must lie in (0.5, 1); got {expectile!r}")
         if not (cost_scale > 0 and episode_length >= 1):
@@ -134,26 +134,29 @@ class BudgetCritic(nn.Module):
         self.greatest_reward.fill_(float(rewards.quantile(0.995) if len(rewards) < 2**24 else rewards.max()))
         values = torch.stack([rewards, costs], dim=1)
         self.step_centre.copy_(values.mean(dim=0))
-        self.step_scale.copy_(values.std(dim=0).clamp(min=1e-6))
+        if len(values) > 1:
+            self.step_scale.copy_(values.std(dim=0).clamp(min=1e-6))
 
-    def set_moves(self, rows: Tensor, moves: Tensor, may_end: bool) -> None:
+    def set_moves(self, rows: Tensor, after: Tensor, moves: Tensor, may_end: bool) -> None:
         """Fit what is not learned of where steps lead.
 
         Args:
             rows: (S, D) of all logged steps.
-            moves: (M, O) how observations changed from one logged step to the next.
+            after: (S, O) observations behind them, with them the range of what is known.
+            moves: (M, O) by how much observations changed in some of them; the unit of its errors.
             may_end: whether the task ended any logged episode.
         """
-        self.lowest.copy_(rows.amin(dim=0))
-        self.highest.copy_(rows.amax(dim=0))
+        size, low, high = self.action_dim, rows.amin(dim=0), rows.amax(dim=0)
+        self.lowest.copy_(torch.cat([low[:size], torch.minimum(low[size:], after.amin(dim=0))]))
+        self.highest.copy_(torch.cat([high[:size], torch.maximum(high[size:], after.amax(dim=0))]))
         if len(moves) > 1:
             self.move_scale.copy_(moves.std(dim=0).clamp(min=1e-6))
         self.may_end.fill_(float(may_end))
 
-    def steps(self, x: Tensor) -> Tensor:
-        """Return reward and cost (B, H - 1, 2) of the steps from row to row of x (B, H, D)."""
-        rows = torch.cat([x[:, :-1], x[:, 1:, self.action_dim :]], dim=2)
-        return cast(Tensor, self.step(rows)) * self.step_scale + self.step_centre
+    def steps(self, rows: Tensor, after: Tensor) -> Tensor:
+        """Return reward and cost (..., 2) of the steps of rows (..., D), behind which after (..., O) is seen."""
+        raw = cast(Tensor, self.step(torch.cat([rows, after], dim=-1)))
+        return raw * self.step_scale + self.step_centre
 
     def value(self, observations: Tensor, budgets: Tensor, left: Tensor, *, target: bool = False) -> Tensor:
         """Return the most that is earned (B,) from observations (B, O) on with so much left to spend (B,) and steps (B,).
@@ -210,12 +213,14 @@ class BudgetCritic(nn.Module):
         """
         count = min(self.judged_steps, self.horizon - 1)
         rows, reached = self.rolled(x[:, 0, self.action_dim :], x[:, : count + 1, : self.action_dim])
-        live = reached[:, :-1] * (torch.arange(count, device=x.device) < steps_left[:, None])
-        reward, cost = (self.steps(rows) * live[:, :, None]).sum(dim=1).unbind(dim=1)
+        live = torch.arange(count, device=x.device) < steps_left[:, None]
+        steps = self.steps(rows[:, :-1], rows[:, 1:, self.action_dim :]) * live[:, :, None]
+        reward, cost = (steps * reached[:, :-1, None]).sum(dim=1).unbind(dim=1)
         rest, end = (steps_left - count).clamp(min=0.0), rows[:, count, self.action_dim :]
-        left = budgets - cost
-        over = -self.penalty * (-left).clamp(min=0.0)
-        worth = torch.where(rest > 0, torch.lerp(over, self.value(end, left, rest), reached[:, -1]), over)
+        # what goes on has cost all of the steps, what the task has ended on the way a part of them
+        going = self.value(end, budgets - steps[:, :, 1].sum(dim=1), rest)
+        over = -self.penalty * (cost - budgets).clamp(min=0.0)
+        worth = torch.where(rest > 0, torch.lerp(over, going, reached[:, -1]), over)
         least = torch.where(rest > 0, reached[:, -1] * self.least(end, rest).clamp(min=0.0), 0.0)
         return reward + worth, cost + least
 
@@ -243,6 +248,37 @@ def budget_loss(critic: BudgetCritic, drawn: Segment) -> tuple[Tensor, Tensor]:
     value_error = (worth - critic.value(drawn.start, drawn.budget, drawn.left)) / units[0]
     least_error = (least - critic.least(drawn.start, drawn.left)) / units[1]
     return _expectile(value_error, critic.expectile), _expectile(least_error, 1.0 - critic.expectile)
+
+
+def step_losses(
+    critic: BudgetCritic, x: Tensor, after: Tensor, told: Tensor, inside: Tensor, ended: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses of the models of a step: reward and cost, where it leads, and whether the task ends with it.
+
+    Args:
+        critic: whose models they are.
+        x: (B, H, D) windows.
+        after: (B, H, O) observations behind their steps.
+        told: (B, H, 2) rewards and costs.
+        inside: (B, H) whether a step is logged; others do not count.
+        ended: (B, H) whether the task ended the episode with it.
+    """
+    change, ending = critic.moves(x.flatten(0, 1))
+    moved = after - x[:, :, critic.action_dim :]
+    off = ((change.view(moved.shape) - moved) / critic.move_scale)[:, :-1]
+    missed = (critic.steps(x[:, :-1], after[:, :-1]) - told[:, :-1]) / critic.step_scale
+    surprise = nn.functional.binary_cross_entropy_with_logits(
+        ending.view(inside.shape), ended.to(ending.dtype), reduction="none"
+    )
+    step, move, end = (
+        torch.where(logged, error, 0.0).sum() / logged.sum().clamp(min=1)
+        for error, logged in (
+            (missed.square().mean(dim=2), inside[:, :-1]),
+            (off.square().mean(dim=2), inside[:, :-1]),
+            (surprise, inside),
+        )
+    )
+    return step, move, end
 
 
 def _expectile(error: Tensor, level: float, bend: float = 0.05) -> Tensor:
