@@ -202,13 +202,13 @@ class TREBIConfig:
                 f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles "
                 f"{low:g} to {high:g}",
             )
+        choice("normalizer", self.normalizer, NORMALIZERS)
+        for name in ("horizon", "diffusion_steps"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         require(
             self.outcome_critic is None or self.outcome_critic.name != "budget" or self.horizon >= 2,
             f"a budget critic judges where a plan's first step leads, so the horizon must be at least 2; got {self.horizon}",
         )
-        choice("normalizer", self.normalizer, NORMALIZERS)
-        for name in ("horizon", "diffusion_steps"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("discount", "cost_discount"):
             require(0 < getattr(self, name) <= 1, f"{name} must lie in (0, 1]; got {getattr(self, name)}")
         require(
