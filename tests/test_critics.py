@@ -18,7 +18,7 @@ from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.models import make_windows
 from trebi_gym.cli import main
 from trebi_gym.critics import report_critics
-from trebi_gym.critics_rows import Prediction, bins_of, row_of
+from trebi_gym.critics_rows import CHOSEN_COST, CHOSEN_LEAST, CHOSEN_REWARD, Prediction, bins_of, row_of
 from trebi_gym.errors import DatasetError, TrebiError
 from trebi_gym.evaluation import evaluate_budgets
 
@@ -106,7 +106,10 @@ def test_the_cost_critics_error_is_that_of_its_values_on_the_windows(tiny_agent,
 
 
 def test_in_closed_loop_every_decision_is_held_against_the_rest_of_its_episode(report, judged, tiny_agent):
-    (points,) = report.points
+    points, earned = report.points
+    assert points.name == (CHOSEN_COST if judged is tiny_agent else CHOSEN_LEAST)
+    assert earned.name == CHOSEN_REWARD and earned.nominal is None
+    np.testing.assert_array_equal(earned.steps_left, points.steps_left)
     assert len(points.predicted) == 2 * 3 * 6  # episodes of six steps
     length = tiny_agent.task.episode_length
     assert set(points.steps_left) == {float(length - step) for step in range(6)}
@@ -117,11 +120,14 @@ def test_in_closed_loop_every_decision_is_held_against_the_rest_of_its_episode(r
 def test_what_came_is_what_the_same_episodes_cost_in_an_evaluation(tiny_agent, shipped_dataset):
     asked = {"budgets": [30.0], "episodes": 2, "seed": 4}
     found = report_critics(tiny_agent, shipped_dataset, windows=5, env_id="Ledger-v0", **asked)
-    (points,) = found.points
+    points, earned = found.points
     records = evaluate_budgets(AtRisk(tiny_agent, None), "Ledger-v0", **asked).records
     whole = points.target[points.steps_left == 200]
     assert whole == pytest.approx([record.cost for record in records])
     assert whole.sum() > 0
+    assert earned.target[earned.steps_left == 200] == pytest.approx(
+        [record.episode_return for record in records]
+    )
     for job in range(2):  # five decisions each, and every step costs something
         assert (np.diff(points.target[5 * job : 5 * (job + 1)]) < 0).all()
 

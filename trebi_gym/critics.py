@@ -20,6 +20,9 @@ from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.critics_rows import (
+    CHOSEN_COST,
+    CHOSEN_LEAST,
+    CHOSEN_REWARD,
     LEAST_COST,
     REWARD_WITHIN,
     CriticsReport,
@@ -180,15 +183,17 @@ def _by_noise(agent: TREBIAgent, dataset: EpisodeDataset, count: int, seed: int)
 def _closed_loop(
     agent: TREBIAgent, env_id: str, budgets: Sequence[float], episodes: int, seed: int
 ) -> tuple[Prediction, ...]:
-    """Run episodes; return what every chosen plan was predicted to cost to the end, and what the rest then cost."""
+    """Run episodes; return what every chosen plan was predicted to cost to the end, and what the rest then cost.
+
+    Where plans are ranked by an outcome critic, whose rewards are undiscounted, the second are the same of the reward.
+    """
     assert agent.task is not None
     jobs = [Budget(check_budget(budget)) for budget in budgets for _ in range(episodes)]
     seeds = [seed + index for _ in budgets for index in range(episodes)]
     agent.set_random_seed(seed)
-    told: list[list[tuple[float, float, float]]] = [
-        [] for _ in jobs
-    ]  # (prediction, spent before, steps left)
-    spent = np.zeros(len(jobs))
+    # of every decision: steps left, cost and reward as predicted, cost and reward so far
+    told: list[list[tuple[float, ...]]] = [[] for _ in jobs]
+    spent, earned = np.zeros(len(jobs)), np.zeros(len(jobs))
     length, discount = agent.task.episode_length, agent.config.cost_discount
     envs = make_envs(env_id, min(len(jobs), 100))
     try:
@@ -198,22 +203,33 @@ def _closed_loop(
             for place, row in enumerate(step.policy_rows):
                 if not step.active[row] or state.position[place] != 1:
                     continue  # idle, or going on with an older plan
-                left = float(max(1, length - step.step[row]))
+                job, left = int(step.episode[row]), float(max(1, length - step.step[row]))
                 cost = float(state.costs[place]) * left / float(geometric_sum(discount, np.array(left)))
-                told[int(step.episode[row])].append((cost, step.budgets[row].spent, left))
+                told[job].append(
+                    (left, cost, float(state.rewards[place]), step.budgets[row].spent, earned[job])
+                )
             for row in np.flatnonzero(step.active):
                 spent[int(step.episode[row])] = step.budgets_after[row].spent
+                earned[int(step.episode[row])] += step.rewards[row]
     finally:
         envs.close()
-    rows = [
-        (cost, spent[job] - before, left) for job, found in enumerate(told) for cost, before, left in found
-    ]
-    ranking = agent.config.planner.ranking
-    nominal = agent.config.planner.cost_level if ranking == "outcome" else agent.config.cost_quantile
-    if ranking == "outcome" and isinstance(agent.models[OUTCOME], BudgetCritic):
-        nominal = None  # the least that the rest can cost is no quantile
-    predicted, came, steps_left = np.array(rows, dtype=np.float64).T
-    return (Prediction("cost of the chosen plan, undiscounted", predicted, came, steps_left, nominal),)
+    rows = [(*found, spent[job], earned[job]) for job, each in enumerate(told) for found in each]
+    left_of, cost_of, reward_of, spent_by, earned_by, cost, reward = np.array(rows, dtype=np.float64).T
+    planner, judging = agent.config.planner, agent.models.get(OUTCOME)
+    if planner.ranking != "outcome":
+        nominal = agent.config.cost_quantile
+        return (Prediction(CHOSEN_COST, cost_of, cost - spent_by, left_of, nominal),)
+    least = isinstance(judging, BudgetCritic)  # the least that the rest can cost is no quantile
+    return (
+        Prediction(
+            CHOSEN_LEAST if least else CHOSEN_COST,
+            cost_of,
+            cost - spent_by,
+            left_of,
+            None if least else planner.cost_level,
+        ),
+        Prediction(CHOSEN_REWARD, reward_of, reward - earned_by, left_of),
+    )
 
 
 def _joined(found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> tuple[Floats, Floats, Floats]:

@@ -6,10 +6,17 @@ import itertools
 import os
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trebi_gym.critics_rows import LEAST_COST, REWARD_WITHIN, CriticsReport
+from trebi_gym.critics_rows import (
+    CHOSEN_REWARD,
+    LEAST_COST,
+    REWARD_WITHIN,
+    CriticsReport,
+    Prediction,
+)
 from trebi_gym.errors import TrebiError
 from trebi_gym.files import replacing
 from trebi_gym.plots import COLOURS, checked_picture, plain_axes
@@ -64,7 +71,7 @@ def plot_critics(report: CriticsReport, path: str | os.PathLike[str], *, title: 
 
 
 def plot_closed_loop(report: CriticsReport, path: str | os.PathLike[str], *, title: str = "") -> None:
-    """Draw what every chosen plan was predicted to cost to the episode's end against what the rest then cost.
+    """Draw what was said of every chosen plan against what the rest of the episode then cost, and earned if that was said.
 
     Raises:
         TrebiError: no episodes were run, or the path's ending is no picture format.
@@ -72,17 +79,29 @@ def plot_closed_loop(report: CriticsReport, path: str | os.PathLike[str], *, tit
     target = checked_picture(path)
     if not report.points:
         raise TrebiError("the report has no episodes in closed loop: it needs env_id and budgets")
-    (found,) = report.points
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4 * len(report.points)), layout="constrained")
     FigureCanvasAgg(figure)
-    first, second = figure.subplots(1, 2)
-    shown = first.scatter(found.predicted, found.target, c=found.steps_left, s=4, alpha=0.4, linewidth=0)
-    high = float(max(found.predicted.max(), found.target.max()))
-    first.plot([0, high], [0, high], color="0.35", linestyle="--", linewidth=1)
-    first.set(
-        xlabel="predicted cost of the chosen plan, to the end", ylabel="what the rest of the episode cost"
-    )
-    figure.colorbar(shown, ax=first, label="steps left")
+    for (first, second), found in zip(
+        figure.subplots(len(report.points), 2, squeeze=False), report.points, strict=True
+    ):
+        what = "earned" if found.name == CHOSEN_REWARD else "cost"
+        shown = first.scatter(found.predicted, found.target, c=found.steps_left, s=4, alpha=0.4, linewidth=0)
+        ends = [float(pick(found.predicted.tolist() + found.target.tolist())) for pick in (min, max)]
+        first.plot(ends, ends, color="0.35", linestyle="--", linewidth=1)
+        first.set(xlabel=found.name, ylabel=f"what the rest of the episode {what}")
+        figure.colorbar(shown, ax=first, label="steps left")
+        _error_by_steps(second, found)
+        second.set(xlabel="steps left", ylabel=f"what the rest {what}, minus that")
+        for axes in (first, second):
+            plain_axes(axes)
+    if title:
+        figure.suptitle(title)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=140)
+
+
+def _error_by_steps(axes: Axes, found: Prediction) -> None:
+    """Draw the median and the middle nine tenths of the errors, by the steps left."""
     error = found.target - found.predicted
     edges = np.linspace(found.steps_left.min(), found.steps_left.max() + 1, 21)
     inside = [(found.steps_left >= a) & (found.steps_left < b) for a, b in itertools.pairwise(edges)]
@@ -95,16 +114,7 @@ def plot_closed_loop(report: CriticsReport, path: str | os.PathLike[str], *, tit
     low, middle, top = (
         [float(np.quantile(error[which], level)) for _, which in kept] for level in (0.05, 0.5, 0.95)
     )
-    second.fill_between(
-        at, low, top, color=COLOURS[0], alpha=0.25, linewidth=0, label="5% to 95% of decisions"
-    )
-    second.plot(at, middle, color=COLOURS[0], label="median")
-    second.axhline(0.0, color="0.35", linestyle="--", linewidth=1)
-    second.set(xlabel="steps left", ylabel="cost of the rest minus prediction")
-    second.legend(frameon=False, fontsize=8)
-    for axes in (first, second):
-        plain_axes(axes)
-    if title:
-        figure.suptitle(title)
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=140)
+    axes.fill_between(at, low, top, color=COLOURS[0], alpha=0.25, linewidth=0, label="5% to 95% of decisions")
+    axes.plot(at, middle, color=COLOURS[0], label="median")
+    axes.axhline(0.0, color="0.35", linestyle="--", linewidth=1)
+    axes.legend(frameon=False, fontsize=8)
