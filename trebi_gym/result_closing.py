@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trebi_gym.result_cells import Cell, Results
@@ -108,7 +108,14 @@ def made_with(results: Results) -> str:
         }
         if planners:
             label = METHODS[key].label
-            lines += ["", f"- {task}, {label}: planner " + " / ".join(map(_settings, sorted(planners)))]
+            critics = sorted(
+                {_outcome_critic(cell.request["config"]) for cell in found if cell.request.get("config")}
+            )
+            lines += [
+                "",
+                f"- {task}, {label}: outcome critic {' / '.join(critics)}, planner "
+                + " / ".join(map(_settings, sorted(planners))),
+            ]
         marks: dict[int, set[Any]] = {}
         for cell in found:
             same = (cell.request.get("models"), cell.request.get("calibration"), cell.request.get("data"))
@@ -119,6 +126,11 @@ def made_with(results: Results) -> str:
                 "with `--redo`."
             )
     return "\n".join(lines)
+
+
+def _outcome_critic(config: Mapping[str, Any]) -> str:
+    critic = config.get("outcome_critic")
+    return f"`{critic['name']}`" if critic else "none"
 
 
 def _settings(planner: str) -> str:
