@@ -111,8 +111,8 @@ python -m trebi_gym.results --unpack docs/results-cells.json.gz --page-only
 ```
 
 A cell of another agent, planner, data set or number of episodes is refused; `--redo` computes it anew. The data, which the
-stage `data` builds where they are not there yet (the pendulum's ship). A training run rounds differently on another processor,
-and its episodes then are others, so carry the file along to go on with such a task elsewhere:
+stage `data` builds where they are not there yet (the pendulum's ship). A training run rounds differently on another
+processor, and its episodes then are others, so carry the file along to go on with such a task elsewhere:
 
 ```bash
 {generated}
