@@ -9,7 +9,7 @@ from typing import Any
 
 from trebi_gym.result_cells import Cell, Results
 from trebi_gym.result_plan import METHODS, TASKS, episodes_of, grid
-from trebi_gym.result_words import TIMES
+from trebi_gym.result_words import TIMES, grouped
 
 
 def times(results: Results) -> str:
@@ -135,14 +135,6 @@ def _outcome_critic(config: Mapping[str, Any]) -> str:
 
 def _settings(planner: str) -> str:
     return f"`{', '.join(f'{name}={value}' for name, value in json.loads(planner).items())}`"
-
-
-def grouped(items: dict[Any, Any]) -> dict[Any, list[Any]]:
-    """Return the keys of equal values together."""
-    found: dict[Any, list[Any]] = {}
-    for key, value in items.items():
-        found.setdefault(tuple(value) if isinstance(value, list) else value, []).append(key)
-    return found
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

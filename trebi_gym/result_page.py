@@ -10,7 +10,7 @@ from trebi_gym.files import replacing
 from trebi_gym.plots import plot_methods
 from trebi_gym.records import Evaluation
 from trebi_gym.result_cells import Pool, Results
-from trebi_gym.result_closing import grouped, made_with, table, times, unmeasured
+from trebi_gym.result_closing import made_with, table, times, unmeasured
 from trebi_gym.result_plan import (
     METHODS,
     MOVED_METHOD,
@@ -30,7 +30,7 @@ from trebi_gym.result_targets import (
     risk_verdicts,
     spending_verdicts,
 )
-from trebi_gym.result_words import commands, introduction
+from trebi_gym.result_words import commands, grouped, introduction
 from trebi_gym.schedules import SCHEDULES
 
 FEW = 12

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trebi_gym.agents.presets import preset
 from trebi_gym.result_plan import (
     CALIBRATION_EPISODES,
@@ -18,16 +20,24 @@ from trebi_gym.result_plan import (
 
 
 def _own_calibrations() -> str:
-    """Return a sentence on every task that is calibrated in a way of its own."""
-    sentences = []
+    """Return a list of the tasks that are calibrated in a way of their own."""
+    ways: dict[str, str] = {}
     for name, task in TASKS.items():
         if task.planned_ratios is not None:
             ratios = ", ".join(f"{ratio:g}" for ratio in task.planned_ratios)
-            sentences.append(
-                f"\n  {name}: {preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
+            ways[name] = (
+                f"{preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
                 f"under each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}: {task.planned_because}."
             )
-    return "".join(sentences)
+    return "".join(f"\n    - {', '.join(names)}: {way}" for way, names in grouped(ways).items())
+
+
+def grouped(items: dict[Any, Any]) -> dict[Any, list[Any]]:
+    """Return the keys of equal values together."""
+    found: dict[Any, list[Any]] = {}
+    for key, value in items.items():
+        found.setdefault(tuple(value) if isinstance(value, list) else value, []).append(key)
+    return found
 
 
 def introduction(there: int, wanted: int) -> str:
