@@ -29,7 +29,7 @@ def _own_calibrations() -> str:
                 f"{preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
                 f"under each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}: {task.planned_because}."
             )
-    return "".join(f"\n    - {', '.join(names)}: {way}" for way, names in grouped(ways).items())
+    return "".join(f"\n    - {' and '.join(names)}: {way}" for way, names in grouped(ways).items())
 
 
 def grouped(items: dict[Any, Any]) -> dict[Any, list[Any]]:
