@@ -155,9 +155,8 @@ class _BudgetLoss(_WindowLoss):
         rewards, costs = self._windows.step_sums()
         cast(BudgetCritic, model).set_scales(rewards, costs, self._budgets, OVERSPENDING)
         rows, size = self._windows.rows, self._task.action_size
-        every = torch.arange(len(rows), device=rows.device)
-        room, ended = self._windows.room(every)
-        after = self._windows.after(every)
+        room, ended = self._windows.room(torch.arange(len(rows), device=rows.device))
+        after = self._windows.after
         moves = (after - rows[:, size:])[room > 1]
         cast(BudgetCritic, model).set_moves(rows, after, moves, bool(ended.any()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,7 @@ class TrajectoryWindows:
             )
         self.horizon = horizon
         self.device = torch.device(device)
+        self._dataset, self._normalizer = dataset, observation_normalizer
         # copies: a penalty never reaches the stored arrays
         rewards = dataset.rewards.astype(np.float64)
         costs = dataset.costs.astype(np.float64)
@@ -107,12 +109,6 @@ class TrajectoryWindows:
                 observation_normalizer.normalize(np.zeros(dataset.observation_size)),
             ]
         ).astype(np.float32)
-        final_rows = dataset.observation_rows[last] + 1
-        finals = observation_normalizer.normalize(dataset.observations[final_rows])
-        self._finals = torch.from_numpy(finals.astype(np.float32)).to(self.device)
-        self._row_episode = torch.from_numpy(np.repeat(np.arange(len(dataset)), dataset.lengths)).to(
-            self.device
-        )
         # one padding row behind all others; a window's rows behind its episode's end point to it
         self._rows = torch.from_numpy(np.concatenate([rows, padding[None]])).to(self.device)
         latest = np.minimum(dataset.lengths - 1, limit - horizon)
@@ -178,12 +174,11 @@ class TrajectoryWindows:
         _, _, reward, cost = self.stretch(rows, torch.ones_like(rows))
         return reward, cost
 
-    def after(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the normalised observations (..., O) behind the steps of rows (...), an episode's final one included."""
-        last = rows + 1 >= self._row_end[rows]
-        size = self._rows.shape[1] - self._finals.shape[1]
-        following = self._rows[torch.where(last, rows, rows + 1)][..., size:]
-        return torch.where(last.unsqueeze(-1), self._finals[self._row_episode[rows]], following)
+    @cached_property
+    def after(self) -> torch.Tensor:
+        """(S, O) normalised observations behind every step, an episode's final one included."""
+        behind = self._dataset.observations[self._dataset.observation_rows + 1]
+        return torch.from_numpy(self._normalizer.normalize(behind).astype(np.float32)).to(self.device)
 
     def steps_of(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the steps of windows (B,) lead to, and whether they are logged.
@@ -198,7 +193,7 @@ class TrajectoryWindows:
         rows = torch.where(inside, rows, first.unsqueeze(-1))
         reward, cost = (values.view(inside.shape) for values in self.step_sums(rows.flatten()))
         ended = inside & (rows + 1 == end.unsqueeze(-1)) & self._row_terminated[rows]
-        return self.after(rows), reward, cost, inside, ended
+        return self.after[rows], reward, cost, inside, ended
 
     def __getitem__(self, index: int | torch.Tensor) -> Window:
         """Gather one window, or a batch of them for a tensor of indices (B,)."""

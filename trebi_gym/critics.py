@@ -215,20 +215,14 @@ def _closed_loop(
         envs.close()
     rows = [(*found, spent[job], earned[job]) for job, each in enumerate(told) for found in each]
     left_of, cost_of, reward_of, spent_by, earned_by, cost, reward = np.array(rows, dtype=np.float64).T
-    planner, judging = agent.config.planner, agent.models.get(OUTCOME)
-    if planner.ranking != "outcome":
-        nominal = agent.config.cost_quantile
-        return (Prediction(CHOSEN_COST, cost_of, cost - spent_by, left_of, nominal),)
-    least = isinstance(judging, BudgetCritic)  # the least that the rest can cost is no quantile
+    by_outcome = agent.config.planner.ranking == "outcome"
+    nominal = agent.config.planner.cost_level if by_outcome else agent.config.cost_quantile
+    said = CHOSEN_COST
+    if by_outcome and isinstance(agent.models[OUTCOME], BudgetCritic):
+        said, nominal = CHOSEN_LEAST, None  # the least that the rest can cost is no quantile
+    costs = Prediction(said, cost_of, cost - spent_by, left_of, nominal)
     return (
-        Prediction(
-            CHOSEN_LEAST if least else CHOSEN_COST,
-            cost_of,
-            cost - spent_by,
-            left_of,
-            None if least else planner.cost_level,
-        ),
-        Prediction(CHOSEN_REWARD, reward_of, reward - earned_by, left_of),
+        (costs, Prediction(CHOSEN_REWARD, reward_of, reward - earned_by, left_of)) if by_outcome else (costs,)
     )
 
 

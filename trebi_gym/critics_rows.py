@@ -22,10 +22,11 @@ Floats = npt.NDArray[np.float64]
 
 REWARD_WITHIN = "outcome_critic, most reward within the cost"
 LEAST_COST = "outcome_critic, least cost"
+"""What a budget critic says of logged windows."""
 CHOSEN_COST = "cost of the chosen plan, undiscounted"
 CHOSEN_LEAST = "least cost after the chosen plan, undiscounted"
 CHOSEN_REWARD = "reward of the chosen plan, undiscounted"
-"""What a budget critic says of logged windows."""
+"""What is said of chosen plans in closed loop."""
 
 BINS = 5
 

@@ -101,19 +101,13 @@ def made_with(results: Results) -> str:
     )
     for task, key in itertools.product(TASKS, METHODS):
         found = results.of_method(task, key)
-        planners = {
-            json.dumps(cell.request["config"]["planner"], sort_keys=True)
-            for cell in found
-            if cell.request.get("config")
-        }
+        configs = [cell.request["config"] for cell in found if cell.request.get("config")]
+        planners = {json.dumps(config["planner"], sort_keys=True) for config in configs}
         if planners:
-            label = METHODS[key].label
-            critics = sorted(
-                {_outcome_critic(cell.request["config"]) for cell in found if cell.request.get("config")}
-            )
+            critics = sorted({_outcome_critic(config) for config in configs})
             lines += [
                 "",
-                f"- {task}, {label}: outcome critic {' / '.join(critics)}, planner "
+                f"- {task}, {METHODS[key].label}: outcome critic {' / '.join(critics)}, planner "
                 + " / ".join(map(_settings, sorted(planners))),
             ]
         marks: dict[int, set[Any]] = {}

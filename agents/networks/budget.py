@@ -183,25 +183,24 @@ class BudgetCritic(nn.Module):
         raw = cast(Tensor, self.move(rows))
         return raw[:, :-1] * self.move_scale, raw[:, -1]
 
-    def rolled(self, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows (B, K, D) through which actions (B, K, A) lead from observations (B, O).
+    def rolled(self, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows (B, K, D) of steps that actions (B, K, A) take from observations (B, O), and what is behind each.
 
-        The second are the probabilities (B, K) of getting to them, rather than that the task has ended the episode before.
+        That is an observation (B, K, O). The third are the probabilities (B, K + 1) of getting to each step and behind the
+        last, rather than that the task has ended the episode before.
         """
-        low, high = self.lowest, self.highest
-        actions = torch.minimum(torch.maximum(actions, low[: self.action_dim]), high[: self.action_dim])
-        alive = torch.ones_like(start[:, 0])
-        rows, reached = [], []
+        size = self.action_dim
+        actions = actions.clamp(self.lowest[:size], self.highest[:size])
+        alive = [torch.ones_like(start[:, 0])]
+        rows, after = [], []
         for action in actions.unbind(dim=1):
             rows.append(torch.cat([action, start], dim=1))
-            reached.append(alive)
             change, ending = self.moves(rows[-1])
             # no further than the data went: nothing is known of what lies beyond
-            start = torch.minimum(
-                torch.maximum(start + change, low[self.action_dim :]), high[self.action_dim :]
-            )
-            alive = alive * (1.0 - self.may_end * torch.sigmoid(ending))
-        return torch.stack(rows, dim=1), torch.stack(reached, dim=1)
+            start = (start + change).clamp(self.lowest[size:], self.highest[size:])
+            after.append(start)
+            alive.append(alive[-1] * (1.0 - self.may_end * torch.sigmoid(ending)))
+        return torch.stack(rows, dim=1), torch.stack(after, dim=1), torch.stack(alive, dim=1)
 
     def judge(
         self, x: Tensor, steps_left: Tensor, budgets: Tensor, level: float | None = None
@@ -212,16 +211,16 @@ class BudgetCritic(nn.Module):
         the plan shows. ``level`` is of no use here: the least cost is learned at one expectile.
         """
         count = min(self.judged_steps, self.horizon - 1)
-        rows, reached = self.rolled(x[:, 0, self.action_dim :], x[:, : count + 1, : self.action_dim])
+        rows, after, alive = self.rolled(x[:, 0, self.action_dim :], x[:, :count, : self.action_dim])
         live = torch.arange(count, device=x.device) < steps_left[:, None]
-        steps = self.steps(rows[:, :-1], rows[:, 1:, self.action_dim :]) * live[:, :, None]
-        reward, cost = (steps * reached[:, :-1, None]).sum(dim=1).unbind(dim=1)
-        rest, end = (steps_left - count).clamp(min=0.0), rows[:, count, self.action_dim :]
+        steps = self.steps(rows, after) * live[:, :, None]
+        reward, cost = (steps * alive[:, :-1, None]).sum(dim=1).unbind(dim=1)
+        rest, end = (steps_left - count).clamp(min=0.0), after[:, -1]
         # what goes on has cost all of the steps, what the task has ended on the way a part of them
         going = self.value(end, budgets - steps[:, :, 1].sum(dim=1), rest)
         over = -self.penalty * (cost - budgets).clamp(min=0.0)
-        worth = torch.where(rest > 0, torch.lerp(over, going, reached[:, -1]), over)
-        least = torch.where(rest > 0, reached[:, -1] * self.least(end, rest).clamp(min=0.0), 0.0)
+        worth = torch.where(rest > 0, torch.lerp(over, going, alive[:, -1]), over)
+        least = torch.where(rest > 0, alive[:, -1] * self.least(end, rest).clamp(min=0.0), 0.0)
         return reward + worth, cost + least
 
     def follow(self) -> None:

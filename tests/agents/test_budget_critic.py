@@ -54,7 +54,7 @@ def test_a_plan_is_worth_what_its_actions_lead_to_and_what_follows_within_what_i
     critic.may_end.fill_(1.0)
     budgets, left = torch.full((5,), 3.0), torch.full((5,), 6.0)
     with torch.no_grad():
-        rows, reached = critic.rolled(x[:, 0, 1:], x[:, :, :1])
+        rows, _, reached = critic.rolled(x[:, 0, 1:], x[:, :, :1])
         first, second = critic.steps(rows[:, :2], rows[:, 1:3, 1:]).unbind(dim=1)
         reward, cost = (first + reached[:, 1:2] * second).T
         earned, least = critic.judge(x, left, budgets)
@@ -307,15 +307,15 @@ def test_actions_lead_where_they_do_though_no_logged_episode_holds_them(walker):
     held = np.array([1.0, 0.0, -1.0])
     actions = torch.as_tensor(task.actions.normalize(held[:, None]), dtype=torch.float32)
     with torch.no_grad():
-        rows, reached = critic.rolled(start, actions[:, None].expand(-1, 5, -1))
-        far, _ = critic.rolled(torch.tensor([[50.0]]), actions[:1, None].expand(-1, 5, -1))
+        rows, _, reached = critic.rolled(start, actions[:, None].expand(-1, 5, -1))
+        far, _, _ = critic.rolled(torch.tensor([[50.0]]), actions[:1, None].expand(-1, 5, -1))
     places = task.observations.unnormalize(rows[..., 1:].double().numpy())[..., 0]
     np.testing.assert_allclose(places, held[:, None] * 0.1 * np.arange(5), atol=0.05)
     assert (far[:, 1:, 1] <= critic.highest[1]).all()
     # the last of five steps to one side is the one that the task ends: four have led to 0.4
     torch.testing.assert_close(reached[:, :4], torch.ones(3, 4), atol=0.1, rtol=0)
     with torch.no_grad():
-        _, reached = critic.rolled(start, actions[:, None].expand(-1, 6, -1))
+        _, _, reached = critic.rolled(start, actions[:, None].expand(-1, 6, -1))
     torch.testing.assert_close(reached[:, 5], torch.tensor([0.0, 1.0, 0.0]), atol=0.15, rtol=0)
 
 
@@ -326,8 +326,8 @@ def test_a_plan_that_ends_the_episode_earns_and_costs_what_it_does_until_then(wa
     x = torch.cat([held, start], dim=1)[:, None].expand(-1, 8, -1)
     with torch.no_grad():
         # the step that the task ends is known by what it leads to, and raw zeros are a place like any other
-        rows, _ = critic.rolled(start, x[:, :6, :1])
-        told = critic.steps(rows[:, :-1], rows[:, 1:, 1:])
+        rows, after, _ = critic.rolled(start, x[:, :5, :1])
+        told = critic.steps(rows, after)
         torch.testing.assert_close(told[1], torch.ones(5, 2), atol=0.4, rtol=0)
         earned, least = critic.judge(x, torch.full((3,), 12.0), torch.full((3,), 50.0))
     # four steps and the last, which is 5 more, a jump that the model of a step blurs; or seven on the spot, and at best as
@@ -343,7 +343,7 @@ def test_what_lies_behind_a_step_is_the_next_one_and_behind_the_last_what_was_se
     windows = make_windows(crossing, learned.config, learned.task, part=OUTCOME)
     rows = torch.arange(windows.n_rows)
     room, _ = windows.room(rows)
-    after = windows.after(rows)
+    after = windows.after
     assert torch.equal(after[:-1][room[:-1] > 1], windows.rows[1:, 1:][room[:-1] > 1])
     finals = learned.task.observations.normalize(crossing.observations[np.cumsum(crossing.lengths + 1) - 1])
     np.testing.assert_allclose(after[room == 1].numpy(), finals, rtol=1e-5, atol=1e-5)
