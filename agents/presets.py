@@ -54,8 +54,6 @@ fast = TREBIConfig()
 # a hundred steps ahead, and the cheapest way through those is to fall; docs/fast.md has the measurements
 fast_long = fast.replace(
     preset="fast_long",
-    outcome_critic=NetworkConfig("mlp", {"width": 128, "blocks": 2}),
-    outcome_training=None,
     discount=0.997,
     cost_discount=1.0,
     denoiser_training={"steps": 15_000},

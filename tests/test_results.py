@@ -183,6 +183,38 @@ def test_an_agent_calibrated_with_another_number_of_episodes_or_planner_is_refus
         toy("evaluate", methods=("calibrated-0.2",), agents=agents)
 
 
+def test_episodes_that_two_risks_plan_for_alike_are_run_once(toy, agents, tmp_path, monkeypatch):
+    evaluate, run = result_work.evaluate_budgets, []
+
+    def counted(policy, *args, **kwargs):
+        run.append((policy.risk, *kwargs["budgets"]))
+        return evaluate(policy, *args, **kwargs)
+
+    monkeypatch.setattr(result_work, "evaluate_budgets", counted)
+    TASKS["toy"] = dataclasses.replace(TASKS["toy"], planned_ratios=(0.0, 0.3, 0.9))
+    methods = ("calibrated-0.05", "calibrated-0.2")
+    toy("calibrate", "evaluate", methods=methods, agents=agents)
+    cells = [
+        [result_cells.read_cell(cell_path(tmp_path / "cells", "toy", key, 0, ratio)) for ratio in RATIOS]
+        for key in methods
+    ]
+    told = [[(cell.found["planned"], cell.found["certified"]) for cell in row] for row in cells]
+    differing = [
+        cell.request["budget"] for cell, *both in zip(cells[1], *told, strict=True) if both[0] != both[1]
+    ]
+    assert len(differing) < len(RATIOS)
+    assert run == [*((0.05, cell.request["budget"]) for cell in cells[0]), *((0.2, b) for b in differing)]
+    assert {cell.evaluation.metadata["risk"] for cell in cells[1]} == {0.2}
+
+    for path in (tmp_path / "cells").rglob("seed-*.json"):
+        path.unlink()
+    toy("evaluate", methods=methods[1:], agents=agents)
+    assert len(run) == 2 * len(RATIOS) + len(differing)
+    for cell, ratio in zip(cells[1], RATIOS, strict=True):
+        alone = result_cells.read_cell(cell_path(tmp_path / "cells", "toy", methods[1], 0, ratio))
+        assert alone.evaluation.records == cell.evaluation.records
+
+
 def test_a_tasks_own_calibration_is_run_and_another_one_is_refused(toy, agents):
     TASKS["toy"] = dataclasses.replace(TASKS["toy"], calibration_episodes=14, planned_ratios=(0.0, 0.5))
     method = "calibrated-0.2"

@@ -153,6 +153,29 @@ def cell_path(output: Path, task: str, method: str, seed: int, ratio: float) -> 
     return output / task / method / f"seed-{seed}-ratio-{ratio:g}.json"
 
 
+def same_episodes(
+    output: Path, task: str, request: dict[str, Any], found: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the evaluation of another risk's cell in which the same agent planned for the same: the same episodes.
+
+    Args:
+        output: the folder of the cells.
+        task: the task.
+        request: of the cell that is to be made.
+        found: what it plans its episodes for, ``planned``, and whether that is ``certified``.
+    """
+    for key, method in METHODS.items():
+        path = cell_path(output, task, key, request["seed"], request["ratio"])
+        if method.risk in (None, request["risk"]) or not path.is_file():
+            continue
+        other = read_cell(path)
+        asked = json.loads(json.dumps({**request, "method": key, "risk": method.risk}))
+        if other.request == asked and all(other.found.get(name) == told for name, told in found.items()):
+            evaluation: dict[str, Any] = other.found["evaluation"]
+            return {**evaluation, "metadata": {**evaluation["metadata"], "risk": request["risk"]}}
+    return None
+
+
 def part_path(output: Path, task: str, part: str) -> Path:
     """Return the file of another part of a task: ``data``, ``learn-...``, ``calibrate-0``, ``time-uncalibrated``."""
     return output / task / f"{part}.json"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trebi_gym.agents.calibration import AnyCalibration
 from trebi_gym.agents.cloning import within_budget
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets.recipes import maximum_budget
@@ -56,6 +57,17 @@ def best_episode(dataset: EpisodeDataset, budget: float) -> Evaluation:
         kept=True,
     )
     return Evaluation((record,), {"seeds": "the episode's place in the data"})
+
+
+def plans_for(calibration: AnyCalibration, budget: float, risk: float) -> dict[str, Any]:
+    """Return what a calibrated agent plans an episode with this budget for, null if infinite, and whether that is certified.
+
+    Raises:
+        CalibrationError: so small a risk needs more episodes.
+    """
+    planned, certified = calibration.planned_for(np.array([budget]), risk)
+    told = float(planned[0]) if np.isfinite(planned[0]) else None
+    return {"planned": told, "certified": bool(certified[0])}
 
 
 def moved_schedule(name: str, dataset: EpisodeDataset) -> BudgetSchedule:

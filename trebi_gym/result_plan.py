@@ -27,6 +27,8 @@ MOVED_SEEDS = 10_000
 """From the first seed of the evaluation episodes to that of episodes whose budgets move."""
 REDUCED_RATIOS, REDUCED_EPISODES = (0.2, 0.6, 1.0), 6
 
+JUST_BELOW = "costs hardly differ from what is planned, so these lie just below the measured ratios"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -59,6 +61,10 @@ class Task:
 
 
 def _velocity(name: str, **options: Any) -> Task:
+    # an episode over what was planned is so by a few percent, so these lie just below the measured ratios
+    options.setdefault("planned_ratios", (0.0, 0.19, 0.38, 0.57, 0.76, 0.95))
+    options.setdefault("planned_because", JUST_BELOW)
+    options.setdefault("calibration_episodes", 60)
     return Task(
         env_id=f"Safe{name}-v0",
         dataset=f"Safe{name}-medium-replay-v0",
@@ -74,7 +80,7 @@ def _velocity(name: str, **options: Any) -> Task:
 
 def _published(name: str, steps: int) -> Task:
     planned = (0.0, 0.18, 0.197, 0.37, 0.396, 0.56, 0.595, 0.75, 0.795, 0.94, 0.99)
-    because = "costs hardly differ from what is planned, so these lie just below the measured ratios, and a step below"
+    because = f"{JUST_BELOW}, and a step below"
     return Task(
         RECIPES[name].env_id, name, steps, steps, "fast", planned_ratios=planned, planned_because=because
     )
@@ -85,13 +91,11 @@ TASKS: dict[str, Task] = {
     "reacher": _published("SafeReacher-medium-replay-v0", 50_000),
     "hopper": _velocity("Hopper"),
     "walker2d": _velocity("Walker2d"),
-    # fewer candidates, episodes, and planned budgets, which lie a little below the ratios that are measured
+    # fewer candidates: its episodes never end early; nothing planned for 0, which is out of reach and is searched for twice
     "halfcheetah": _velocity(
         "HalfCheetah",
         preset=preset("fast_long").replace(planner={"candidates": 16}),
-        calibration_episodes=60,
-        planned_ratios=(0.0, 0.54, 0.58, 0.74, 0.78, 0.93, 0.97),
-        planned_because="its episodes never end early, so that calibrating takes some four times as long",
+        planned_ratios=(0.385, 0.58, 0.775, 0.97),
     ),
 }
 

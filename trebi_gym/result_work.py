@@ -11,7 +11,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trebi_gym.agents import TREBIAgent
@@ -25,7 +24,7 @@ from trebi_gym.errors import CalibrationError, DatasetError
 from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.generating import generate
 from trebi_gym.result_agents import Expected, counted_as_original, load_agent
-from trebi_gym.result_cells import cell_path, part_path, settle
+from trebi_gym.result_cells import cell_path, part_path, same_episodes, settle
 from trebi_gym.result_measures import (
     as_plain,
     best_episode,
@@ -33,6 +32,7 @@ from trebi_gym.result_measures import (
     digest,
     mark_of,
     moved_schedule,
+    plans_for,
     time_decisions,
 )
 from trebi_gym.result_plan import (
@@ -133,8 +133,8 @@ class Work:
                 keep.unlink(missing_ok=True)
                 return {"resumed": resumed}
 
-            request = {"models": mark, "planner": plain(agent.config.planner)}
-            request |= {"episodes": self.asked.calibration_episodes}
+            episodes = self.asked.calibration_episodes
+            request = {"models": mark, "planner": plain(agent.config.planner), "episodes": episodes}
             request |= {} if planned is None else {"planned": planned}
             self._settle(self._part(f"calibrate-{target.stem}"), request, calibrated, anew=True)
 
@@ -180,16 +180,15 @@ class Work:
         if method.risk is not None:
             calibration = check_calibrated(self.agent("default", seed, True)[0], method.risk)
             try:
-                _, certified = calibration.planned_for(np.array([budget]), method.risk)
+                told = plans_for(calibration, budget, method.risk)
             except CalibrationError as error:
                 return found | {"refused": str(error)}
-            found["certified"] = bool(certified[0])
+            found |= told | {"evaluation": same_episodes(self.asked.output, self.name, request, told)}
+            if found["evaluation"] is not None:
+                return found
+        policy, episodes = self._policy(key, seed, budget), request["episodes"]
         evaluation = evaluate_budgets(
-            self._policy(key, seed, budget),
-            self.task.env_id,
-            budgets=[budget],
-            episodes=request["episodes"],
-            seed=request["first_seed"],
+            policy, self.task.env_id, budgets=[budget], episodes=episodes, seed=request["first_seed"]
         )
         return found | {"evaluation": as_plain(evaluation)}
 
