@@ -74,6 +74,9 @@ class PlannerConfig:
     """w, the weight of the cost's gradient where a plan breaks the budget."""
     guide_scale: float = 0.05
     """How far one guided move goes, in units of the posterior variance times the gradient."""
+    retry_guide_scale: float | None = None
+    """The same in the second search; None: as in the first. Far moves earn more, and may lead all plans away from cheap
+    ones, which are to be found near to the data."""
     guide_moves: int = 1
     """Guided moves in every denoising step; 0 for selection only."""
     guide_stop: int = 2
@@ -108,6 +111,11 @@ class PlannerConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
+        require(
+            self.retry_guide_scale is None or (self.retry_guide_scale >= 0 and self.retry_steps is not None),
+            "retry_guide_scale must be at least 0, of a second search with retry_steps, or None; "
+            f"got {self.retry_guide_scale} and retry_steps={self.retry_steps}",
+        )
         require(0 < self.cost_level < 1, f"cost_level must lie in (0, 1); got {self.cost_level}")
         require(
             self.ranking != "outcome" or self.budget_rule == "remaining",

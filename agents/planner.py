@@ -93,10 +93,11 @@ class BudgetGuidedPlanner:
             count_draws(SAMPLERS[config.sampler], schedule, steps)
             for steps in (config.sampler_steps, config.retry_steps or config.sampler_steps)
         )
-        self._sampled = Recordings(partial(self._sample, config.sampler_steps))
-        self._sampled_again = (
-            None if config.retry_steps is None else Recordings(partial(self._sample, config.retry_steps))
-        )
+        self._sampled = Recordings(partial(self._sample, config.sampler_steps, config.guide_scale))
+        self._sampled_again = None
+        if config.retry_steps is not None:
+            scale = config.guide_scale if config.retry_guide_scale is None else config.retry_guide_scale
+            self._sampled_again = Recordings(partial(self._sample, config.retry_steps, scale))
 
     def search(
         self,
@@ -165,6 +166,7 @@ class BudgetGuidedPlanner:
     def _sample(
         self,
         n_steps: int | None,
+        guide_scale: float,
         start: torch.Tensor,
         budget: torch.Tensor,
         steps_left: torch.Tensor,
@@ -198,6 +200,8 @@ class BudgetGuidedPlanner:
             skip_zeros=self._both is None and self._device.type == "cpu",
         )
         original = config.ranking == "original"
+        # a move of no length is left out, and its gradient with it
+        moves = config.guide_moves if guide_scale > 0 or original else 0
         drawn = iter(noise)
         with computing_in(config.precision, self._device):
             x, scores = SAMPLERS[config.sampler](
@@ -207,7 +211,7 @@ class BudgetGuidedPlanner:
                 guide=guide,
                 pin=lambda x: pin_first_observation(x, start, self._action_size),
                 draw_noise=lambda shape: next(drawn),
-                guidance=Guidance(config.guide_scale, config.guide_moves, config.guide_stop, score=original),
+                guidance=Guidance(guide_scale, moves, config.guide_stop, score=original),
                 n_steps=n_steps,
             )
         with computing_in("float32", self._device):

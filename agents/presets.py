@@ -58,6 +58,7 @@ fast_long = fast.replace(
     cost_discount=1.0,
     denoiser_training={"steps": 15_000},
     critic_training={"steps": 6_000},
+    planner={"guide_scale": 0.3, "retry_guide_scale": 0.0},
 )
 
 PRESETS: dict[str, TREBIConfig] = {

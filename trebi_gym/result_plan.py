@@ -61,8 +61,6 @@ class Task:
 
 
 def _velocity(name: str, **options: Any) -> Task:
-    # an episode over what was planned is so by a few percent, so these lie just below the measured ratios
-    options.setdefault("planned_ratios", (0.0, 0.19, 0.38, 0.57, 0.76, 0.95))
     options.setdefault("planned_because", JUST_BELOW)
     options.setdefault("calibration_episodes", 60)
     return Task(
@@ -89,8 +87,12 @@ def _published(name: str, steps: int) -> Task:
 TASKS: dict[str, Task] = {
     "pendulum": _published("SafePendulum-medium-replay-v0", 20_000),
     "reacher": _published("SafeReacher-medium-replay-v0", 50_000),
-    "hopper": _velocity("Hopper"),
-    "walker2d": _velocity("Walker2d"),
+    "hopper": _velocity("Hopper", planned_ratios=(0.0, 0.18, 0.38, 0.57, 0.765, 0.96)),
+    "walker2d": _velocity(
+        "Walker2d",
+        planned_ratios=(0.0, 0.15, 0.28, 0.34, 0.46, 0.54, 0.66, 0.76, 0.92),
+        planned_because="it costs some ten more than planned under small budgets, so these lie below the measured ratios",
+    ),
     # fewer candidates: its episodes never end early; nothing planned for 0, which is out of reach and is searched for twice
     "halfcheetah": _velocity(
         "HalfCheetah",

@@ -170,6 +170,18 @@ def test_what_one_environment_needs_changes_nothing_for_another():
     assert hard.costs[0].min() <= once.costs[0].min()
 
 
+def test_a_second_search_may_be_guided_less_or_not_at_all():
+    # the reward alone guides, and what it adds to the last action costs
+    options = {"retry_steps": 7, "guide_moves": 1, "guide_scale": 0.8, "cost_weight": 0.0}
+    alike, none = (make_plan([-50.0], retry_guide_scale=scale, **options) for scale in (None, 0.0))
+    assert none.costs[0].min() < alike.costs[0].min()
+    unguided = make_plan([-50.0], sampler_steps=7, guide_moves=0)
+    np.testing.assert_array_equal(none.actions, unguided.actions)
+    np.testing.assert_array_equal(
+        make_plan([1e6], retry_guide_scale=0.0, **options).actions, make_plan([1e6], **options).actions
+    )
+
+
 def test_a_single_candidate_is_asked_for_a_plan_that_costs_the_budget():
     planner = make_planner(cost_scale=20.0, candidates=1)
     planner.search(np.zeros((1, OBSERVATION)), np.array([10.0]), np.array([50.0]), torch.Generator())
