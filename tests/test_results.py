@@ -672,3 +672,25 @@ def test_the_plot_of_methods_names_those_that_are_there(tmp_path):
     plot_methods({"first": some, "second": None, "third": some[:1]}, tmp_path / "plot.svg", title="Toy")
     texts = svg_texts(tmp_path / "plot.svg")
     assert {"first", "third", "Toy", "cost / budget, mean"} <= set(texts) and "second" not in texts
+
+
+def test_the_page_says_which_cells_are_of_another_configuration_than_is_asked_for_now(tmp_path):
+    output, page = tmp_path / "cells", tmp_path / "results.md"
+    for task in ("pendulum", "hopper"):
+        for seed in range(2):
+            put(output, task, seed=seed)
+            path = cell_path(output, task, "calibrated-0.2", seed, 0.2)
+            document = json.loads(path.read_text())
+            config = json.loads(json.dumps(config_of(TASKS[task], "default").to_dict()))
+            del config["planner"][
+                "retry_guide_scale"
+            ]  # as if from before there was this; None is what it then did
+            if task == "hopper" and seed:
+                config["planner"]["guide_scale"] = 0.125
+            document["request"]["config"] = config
+            path.write_text(json.dumps(document))
+    write_page(output, page)
+    (said,) = [line for line in page.read_text().splitlines() if "earlier configuration" in line]
+    assert said.startswith("    - hopper: ") and "--redo" in said
+    assert "planner.retry_guide_scale was null, is 0.0" in said
+    assert Results(output).outdated().keys() == {"hopper"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import time
@@ -17,7 +18,7 @@ import trebi_gym
 from trebi_gym.errors import ConfigError, TrebiError
 from trebi_gym.files import lock, replacing
 from trebi_gym.records import EpisodeRecord, Evaluation, Summary
-from trebi_gym.result_plan import METHODS, RATIOS, TASKS
+from trebi_gym.result_plan import METHODS, RATIOS, TASKS, config_of
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,18 @@ class Results:
     def part(self, task: str, name: str) -> Cell | None:
         """Return another part of a task, if it is there."""
         return self.parts.get((task, name))
+
+    def outdated(self) -> dict[str, str]:
+        """Return the tasks with cells of another configuration than is asked for now, and where the first differs."""
+        found: dict[str, str] = {}
+        for task, key in itertools.product(TASKS, METHODS):
+            configs = (cell.request.get("config") for cell in self.of_method(task, key))
+            for config in filter(None, configs):
+                asked = json.loads(json.dumps(config_of(TASKS[task], METHODS[key].kind).to_dict()))
+                differing = list(_differences(config, asked))
+                if differing:
+                    found.setdefault(task, "; ".join(differing))
+        return found
 
     def moved(self, task: str, schedule: str) -> list[EpisodeRecord]:
         """Return the episodes of a task whose budgets moved by a schedule, of all training seeds."""

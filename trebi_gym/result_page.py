@@ -88,7 +88,7 @@ def _head(results: Results) -> str:
         for method in METHODS
         for seed, ratio in grid(task, method)
     )
-    return introduction(there, wanted)
+    return introduction(there, wanted, results.outdated())
 
 
 def _task(results: Results, task: str, picture: Path) -> str:

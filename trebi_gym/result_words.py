@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trebi_gym.agents.presets import preset
@@ -19,11 +20,15 @@ from trebi_gym.result_plan import (
 )
 
 
-def _own_calibrations() -> str:
-    """Return a list of the tasks that are calibrated in a way of their own."""
+def _own_ways(outdated: Mapping[str, str]) -> str:
+    """Return a list of the tasks that are calibrated in a way of their own, or whose cells are of another configuration."""
     ways: dict[str, str] = {}
     for name, task in TASKS.items():
-        if task.planned_ratios is not None:
+        if name in outdated:
+            ways[name] = (
+                f"**cells of an earlier configuration** (e.g. {outdated[name]}); `--redo` computes them anew."
+            )
+        elif task.planned_ratios is not None:
             ratios = ", ".join(f"{ratio:g}" for ratio in task.planned_ratios)
             ways[name] = (
                 f"{preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
@@ -40,8 +45,8 @@ def grouped(items: dict[Any, Any]) -> dict[Any, list[Any]]:
     return found
 
 
-def introduction(there: int, wanted: int) -> str:
-    """Return the page's beginning, for so many cells of those that are wanted."""
+def introduction(there: int, wanted: int, outdated: Mapping[str, str]) -> str:
+    """Return the page's beginning, for so many cells of those that are wanted; and which tasks' are of another version."""
     small = reduced_paper()
     risks = " and ".join(f"{risk:g}" for risk in RISKS)
     paper = "The paper's networks and sampler"
@@ -55,7 +60,7 @@ This page is written by `make results` from measured cells, one for each task, m
   run on the environment seeds from {FIRST_SEED} + {SEED_STEP} s on, which are the same for every method.
 - **default** is the preset `fast`, and `fast_long` for the hopper, the walker and the cheetah. *Calibrated* agents were
   calibrated in closed loop, at risk {risks}, on episodes of other seeds, {CALIBRATION_EPISODES} under each planned
-  budget; *uncalibrated* ones are the same agents before that.{_own_calibrations()}
+  budget; *uncalibrated* ones are the same agents before that.{_own_ways(outdated)}
 - **{paper}** (arXiv 2306.00603) plan for seconds a decision on a CPU. Budgets are counted and plans ranked as the
   original does.
   *Reduced*: {REDUCED_EPISODES} episodes of one training seed on the pendulum, learned for
