@@ -87,7 +87,12 @@ def _published(name: str, steps: int) -> Task:
 TASKS: dict[str, Task] = {
     "pendulum": _published("SafePendulum-medium-replay-v0", 20_000),
     "reacher": _published("SafeReacher-medium-replay-v0", 50_000),
-    "hopper": _velocity("Hopper", planned_ratios=(0.0, 0.18, 0.38, 0.57, 0.765, 0.96)),
+    # fewer candidates, in half the time: here they earn 1 or 2% less
+    "hopper": _velocity(
+        "Hopper",
+        preset=preset("fast_long").replace(planner={"candidates": 16}),
+        planned_ratios=(0.0, 0.18, 0.38, 0.57, 0.765, 0.96),
+    ),
     "walker2d": _velocity(
         "Walker2d",
         planned_ratios=(0.0, 0.15, 0.27, 0.34, 0.45, 0.53, 0.66, 0.86),
