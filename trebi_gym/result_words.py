@@ -90,8 +90,9 @@ tried and lost."""
 TIMES = """## How long each part took
 
 Wall time of all parts of a kind together, with their number in brackets; methods: running their episodes, and for
-cloning learning too; episodes that two risks plan for alike are run once. Parts that ran at the same time slowed each other down. Of a part that was interrupted and gone on
-with, only the last stretch is counted: it is marked with ≥. Data: the steps recorded, at the rate that the data set tells.
+cloning learning too; episodes that two risks plan for alike are run once. Parts that ran at the same time slowed each
+other down. Of a part that was interrupted and gone on with, only the last stretch is counted: it is marked with ≥. Data:
+the steps recorded, at the rate that the data set tells.
 An empty field is a part that was not run here, such as the learning of agents that were there already."""
 
 
