@@ -112,9 +112,8 @@ class PlannerConfig:
         for name in ("cost_weight", "guide_scale", "guide_moves", "guide_stop"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0; got {getattr(self, name)}")
         require(
-            self.retry_guide_scale is None or (self.retry_guide_scale >= 0 and self.retry_steps is not None),
-            "retry_guide_scale must be at least 0, of a second search with retry_steps, or None; "
-            f"got {self.retry_guide_scale} and retry_steps={self.retry_steps}",
+            self.retry_guide_scale is None or self.retry_guide_scale >= 0,
+            f"retry_guide_scale must be at least 0, or None for guide_scale; got {self.retry_guide_scale}",
         )
         require(0 < self.cost_level < 1, f"cost_level must lie in (0, 1); got {self.cost_level}")
         require(

@@ -50,7 +50,7 @@ locomotion = toy_safe_env.replace(
 
 fast = TREBIConfig()
 
-# for episodes of hundreds of steps that the task may end, on some hundred thousand recorded steps: a discounted cost sees
+# for episodes of hundreds of steps, which the task may end, on some hundred thousand recorded steps: a discounted cost sees
 # a hundred steps ahead, and the cheapest way through those is to fall; docs/fast.md has the measurements
 fast_long = fast.replace(
     preset="fast_long",

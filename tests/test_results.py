@@ -206,6 +206,22 @@ def test_episodes_that_two_risks_plan_for_alike_are_run_once(toy, agents, tmp_pa
     assert run == [*((0.05, cell.request["budget"]) for cell in cells[0]), *((0.2, b) for b in differing)]
     assert {cell.evaluation.metadata["risk"] for cell in cells[1]} == {0.2}
 
+    # a cell that does not say what it planned for, as they once did, is no such cell
+    shared = next(
+        index
+        for index, both in enumerate(zip(*cells, strict=True))
+        if both[1].request["budget"] not in differing
+    )
+    first, second = (cell_path(tmp_path / "cells", "toy", key, 0, RATIOS[shared]) for key in methods)
+    document = json.loads(first.read_text())
+    del document["found"]["planned"]
+    first.write_text(json.dumps(document))
+    second.unlink()
+    before = len(run)
+    toy("evaluate", methods=methods[1:], agents=agents)
+    assert len(run) == before + 1
+    del run[before:]
+
     for path in (tmp_path / "cells").rglob("seed-*.json"):
         path.unlink()
     toy("evaluate", methods=methods[1:], agents=agents)
@@ -693,4 +709,17 @@ def test_the_page_says_which_cells_are_of_another_configuration_than_is_asked_fo
     (said,) = [line for line in page.read_text().splitlines() if "earlier configuration" in line]
     assert said.startswith("    - hopper: ") and "--redo" in said
     assert "planner.retry_guide_scale was null, is 0.0" in said
+    assert "planner.guide_scale was 0.125, is 0.3" in said
     assert Results(output).outdated().keys() == {"hopper"}
+
+    put_data(output, "pendulum", [(1, 1)] * 5)
+    asked = {"episodes": 100, "planned": [60.0 * ratio for ratio in TASKS["pendulum"].planned_ratios]}
+    for episodes, flagged in ((100, False), (99, True)):
+        request = asked | {"episodes": episodes}
+        write_cell(
+            part_path(output, "pendulum", "calibrate-pendulum-0"), request, {}, seconds=1.0, device="cpu"
+        )
+        assert ("pendulum" in Results(output).outdated()) == flagged
+    asked["planned"][3] += 0.1
+    write_cell(part_path(output, "pendulum", "calibrate-pendulum-0"), asked, {}, seconds=1.0, device="cpu")
+    assert Results(output).outdated()["pendulum"].startswith("calibration.planned_ratios was [0.0, 0.18")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import math
 import time
@@ -171,9 +170,10 @@ def same_episodes(
             continue
         other = read_cell(path)
         asked = json.loads(json.dumps({**request, "method": key, "risk": method.risk}))
-        if other.request == asked and all(other.found.get(name) == told for name, told in found.items()):
+        if other.request == asked and found.items() <= other.found.items():
             evaluation: dict[str, Any] = other.found["evaluation"]
-            return {**evaluation, "metadata": {**evaluation["metadata"], "risk": request["risk"]}}
+            told = {**evaluation["metadata"], "risk": request["risk"], "run_at_risk": method.risk}
+            return {**evaluation, "metadata": told}
     return None
 
 
@@ -242,16 +242,31 @@ class Results:
         return self.parts.get((task, name))
 
     def outdated(self) -> dict[str, str]:
-        """Return the tasks with cells of another configuration than is asked for now, and where the first differs."""
-        found: dict[str, str] = {}
-        for task, key in itertools.product(TASKS, METHODS):
-            configs = (cell.request.get("config") for cell in self.of_method(task, key))
-            for config in filter(None, configs):
+        """Return the tasks with cells of another configuration or calibration than is asked for, and the differences."""
+        found: dict[str, set[str]] = {}
+        cells = [(task, cell) for (task, _, _), seeds in self.cells.items() for cell in seeds.values()]
+        for task, cell in (*cells, *((task, cell) for (task, _), cell in self.parts.items())):
+            key, config = cell.request.get("method"), cell.request.get("config")
+            if key in METHODS and config:
                 asked = json.loads(json.dumps(config_of(TASKS[task], METHODS[key].kind).to_dict()))
-                differing = list(_differences(config, asked))
-                if differing:
-                    found.setdefault(task, "; ".join(differing))
-        return found
+                found.setdefault(task, set()).update(_differences(config, asked))
+        for (task, name), cell in self.parts.items():
+            data = self.part(task, "data")
+            if name.startswith("calibrate-") and data is not None:
+                planned, maximum = cell.request.get("planned"), data.found["maximum_budget"]
+                ratios = None if planned is None else [float(f"{budget / maximum:.6g}") for budget in planned]
+                told = {"episodes": cell.request["episodes"], "planned_ratios": ratios}
+                wanted = TASKS[task].planned_ratios
+                asked = {
+                    "episodes": TASKS[task].calibration_episodes,
+                    "planned_ratios": wanted and list(wanted),
+                }
+                found.setdefault(task, set()).update(_differences(told, asked, "calibration"))
+        # options of a network of another kind say nothing
+        kept = {
+            task: sorted(text for text in texts if ".options." not in text) for task, texts in found.items()
+        }
+        return {task: "; ".join(texts) for task, texts in kept.items() if texts}
 
     def moved(self, task: str, schedule: str) -> list[EpisodeRecord]:
         """Return the episodes of a task whose budgets moved by a schedule, of all training seeds."""

@@ -26,7 +26,8 @@ def _own_ways(outdated: Mapping[str, str]) -> str:
     for name, task in TASKS.items():
         if name in outdated:
             ways[name] = (
-                f"**cells of an earlier configuration** (e.g. {outdated[name]}); `--redo` computes them anew."
+                f"**cells of an earlier configuration** ({outdated[name]}). With its agents moved away, `--redo` "
+                "computes them anew."
             )
         elif task.planned_ratios is not None:
             ratios = ", ".join(f"{ratio:g}" for ratio in task.planned_ratios)
