@@ -182,6 +182,22 @@ def test_a_second_search_may_be_guided_less_or_not_at_all():
     )
 
 
+@pytest.mark.parametrize("ranking", ["rescored", "original"])
+@pytest.mark.parametrize(
+    ("sampler", "steps", "retry"), [("ddpm", None, 10), ("ddim", 5, 7), ("dpm_solver", 3, 5)]
+)
+def test_every_sampler_and_ranking_takes_a_second_search_without_guidance(sampler, steps, retry, ranking):
+    options = {"sampler": sampler, "guide_moves": 1, "ranking": ranking}
+    plan = make_plan([-50.0], sampler_steps=steps, retry_steps=retry, retry_guide_scale=0.0, **options)
+    found = [
+        make_plan([-50.0], sampler_steps=count, guide_scale=scale, **options)
+        for count, scale in ((steps, 0.05), (retry, 0.0))
+    ]
+    best = min(found, key=lambda plan: plan.costs.min())
+    np.testing.assert_array_equal(plan.actions, best.actions)
+    assert np.isfinite(plan.costs).all()
+
+
 def test_a_single_candidate_is_asked_for_a_plan_that_costs_the_budget():
     planner = make_planner(cost_scale=20.0, candidates=1)
     planner.search(np.zeros((1, OBSERVATION)), np.array([10.0]), np.array([50.0]), torch.Generator())
