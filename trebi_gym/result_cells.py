@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import trebi_gym
+from trebi_gym.agents.checked import plain
 from trebi_gym.errors import ConfigError, TrebiError
 from trebi_gym.files import lock, replacing
 from trebi_gym.records import EpisodeRecord, Evaluation, Summary
@@ -169,7 +170,7 @@ def same_episodes(
         if method.risk in (None, request["risk"]) or not path.is_file():
             continue
         other = read_cell(path)
-        asked = json.loads(json.dumps({**request, "method": key, "risk": method.risk}))
+        asked = plain({**request, "method": key, "risk": method.risk})
         if other.request == asked and found.items() <= other.found.items():
             evaluation: dict[str, Any] = other.found["evaluation"]
             told = {**evaluation["metadata"], "risk": request["risk"], "run_at_risk": method.risk}
@@ -244,29 +245,29 @@ class Results:
     def outdated(self) -> dict[str, str]:
         """Return the tasks with cells of another configuration or calibration than is asked for, and the differences."""
         found: dict[str, set[str]] = {}
+
+        def compare(task: str, before: Any, now: Any, name: str = "") -> None:
+            # options of a network of another kind say nothing
+            texts = (text for text in _differences(before, now, name) if ".options." not in text)
+            found.setdefault(task, set()).update(texts)
+
         cells = [(task, cell) for (task, _, _), seeds in self.cells.items() for cell in seeds.values()]
         for task, cell in (*cells, *((task, cell) for (task, _), cell in self.parts.items())):
             key, config = cell.request.get("method"), cell.request.get("config")
             if key in METHODS and config:
-                asked = json.loads(json.dumps(config_of(TASKS[task], METHODS[key].kind).to_dict()))
-                found.setdefault(task, set()).update(_differences(config, asked))
+                compare(task, config, config_of(TASKS[task], METHODS[key].kind).to_dict())
         for (task, name), cell in self.parts.items():
             data = self.part(task, "data")
             if name.startswith("calibrate-") and data is not None:
                 planned, maximum = cell.request.get("planned"), data.found["maximum_budget"]
                 ratios = None if planned is None else [float(f"{budget / maximum:.6g}") for budget in planned]
                 told = {"episodes": cell.request["episodes"], "planned_ratios": ratios}
-                wanted = TASKS[task].planned_ratios
                 asked = {
                     "episodes": TASKS[task].calibration_episodes,
-                    "planned_ratios": wanted and list(wanted),
+                    "planned_ratios": TASKS[task].planned_ratios,
                 }
-                found.setdefault(task, set()).update(_differences(told, asked, "calibration"))
-        # options of a network of another kind say nothing
-        kept = {
-            task: sorted(text for text in texts if ".options." not in text) for task, texts in found.items()
-        }
-        return {task: "; ".join(texts) for task, texts in kept.items() if texts}
+                compare(task, told, plain(asked), "calibration")
+        return {task: "; ".join(sorted(texts)) for task, texts in found.items() if texts}
 
     def moved(self, task: str, schedule: str) -> list[EpisodeRecord]:
         """Return the episodes of a task whose budgets moved by a schedule, of all training seeds."""
