@@ -168,7 +168,8 @@ class Calibration:
     def planned_for(self, budgets: Floats, risk: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return what to plan with (E,) so that budgets (E,) are kept at this risk, and whether that is certified (E,).
 
-        Where not even the smallest planned budget keeps one, that smallest is returned: what costs least is all there is.
+        Where not even the smallest planned budget keeps one, that smallest is returned, or the budget itself where it is
+        smaller still: nothing more careful was run, and nothing looser is asked for.
         Where calibration stopped at a planned budget that no budget up to the data's maximum lets pass, greater budgets
         and risks that were not asked for are planned for with the last of those that were run, which is careful.
         """
@@ -178,6 +179,7 @@ class Calibration:
         # in the fixed order, from the smallest planned budget on, up to the first that fails
         count = np.cumprod(passed, axis=1).sum(axis=1)
         planned = np.asarray(self.planned)[np.maximum(count - 1, 0)]
+        planned = np.where(count > 0, planned, np.minimum(planned, budgets))
         return np.where(np.isinf(budgets), np.inf, planned), (count > 0) | np.isinf(budgets)
 
     def smallest_budget(self, risk: float) -> float:

@@ -68,6 +68,13 @@ def test_the_greatest_planned_budget_is_chosen_whose_episodes_keep_the_budget():
     assert found.smallest_budget(0.05) == pytest.approx(2.0, abs=0.1)
 
 
+def test_a_budget_below_all_that_were_planned_for_is_not_loosened():
+    found = calibration(planned=(10.0, 20.0))
+    planned, certified = found.planned_for(np.array([0.0, 4.0, 10.5, 12.1]), 0.05)
+    assert planned.tolist() == [0.0, 4.0, 10.0, 10.0]
+    assert certified.tolist() == [False, False, False, True]
+
+
 def test_no_planned_budget_behind_one_that_fails_is_taken():
     rows = ([1.0] * 100, [50.0] * 100, [2.0] * 100)
     found = Calibration((0.0, 1.0, 2.0), tuple(map(tuple, rows)), (0.0,) * 3, ENV, {})
