@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.presets import preset
 from trebi_gym.result_plan import (
     CALIBRATION_EPISODES,
@@ -32,10 +33,17 @@ def _own_ways(outdated: Mapping[str, str]) -> str:
         elif task.planned_ratios is not None:
             ratios = ", ".join(f"{ratio:g}" for ratio in task.planned_ratios)
             ways[name] = (
-                f"{preset(task.preset).planner.candidates} candidates, {task.calibration_episodes} episodes "
-                f"under each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}: {task.planned_because}."
+                f"{_as_named(preset(task.preset))}, {task.calibration_episodes} episodes under "
+                f"each of {len(task.planned_ratios)} planned budgets, of ratios {ratios}: {task.planned_because}."
             )
     return "".join(f"\n    - {' and '.join(names)}: {way}" for way, names in grouped(ways).items())
+
+
+def _as_named(config: TREBIConfig) -> str:
+    """Return how a configuration plans otherwise than the preset that it was made of."""
+    named = vars(preset(str(config.preset)).planner)
+    changed = [f"{name}={value}" for name, value in vars(config.planner).items() if value != named[name]]
+    return f"planning with `{', '.join(changed)}`" if changed else "the preset as it is"
 
 
 def grouped(items: dict[Any, Any]) -> dict[Any, list[Any]]:
