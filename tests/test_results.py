@@ -690,6 +690,14 @@ def test_the_plot_of_methods_names_those_that_are_there(tmp_path):
     assert {"first", "third", "Toy", "cost / budget, mean"} <= set(texts) and "second" not in texts
 
 
+def test_a_budget_whose_mean_is_rounded_otherwise_is_one_place_in_the_plot_of_methods(tmp_path):
+    some = [Evaluation(tuple(records(budget))) for budget in (12.0, 24.0)]
+    near = [Evaluation(tuple(records(float(np.nextafter(budget, 99.0))))) for budget in (12.0, 24.0)]
+    plot_methods({"first": some, "second": near}, tmp_path / "plot.svg")
+    texts = svg_texts(tmp_path / "plot.svg")
+    assert texts.count("12") == texts.count("24") == 2  # once for each of the two pictures
+
+
 def test_the_page_says_which_cells_are_of_another_configuration_than_is_asked_for_now(tmp_path):
     output, page = tmp_path / "cells", tmp_path / "results.md"
     for task in ("pendulum", "hopper"):

@@ -162,7 +162,8 @@ def plot_methods(
     figure = Figure(figsize=(11, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     returns, costs = figure.subplots(1, 2)
-    budgets = sorted({summary.budget for found in drawn.values() for summary in found})
+    # means over different numbers of episodes differ in their last digits
+    budgets = sorted({float(f"{summary.budget:.9g}") for found in drawn.values() for summary in found})
     # side by side, since intervals that lie on one another cannot be read
     gap = min((after - before for before, after in itertools.pairwise(budgets)), default=budgets[0])
     places = dict(zip(drawn, (np.arange(len(drawn)) - (len(drawn) - 1) / 2) * 0.07 * gap, strict=True))
