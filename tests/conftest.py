@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,11 @@ def tiny_agent(shipped_dataset: EpisodeDataset, tiny_config: TREBIConfig) -> TRE
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, here and in what is started from here: jobs in the background inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -326,7 +326,7 @@ def test_an_agents_file_does_not_choose_a_module_to_import(tiny_agent):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_a_signal_that_comes_while_an_object_ends_is_not_lost(number, code):
+def test_a_signal_that_comes_while_an_object_ends_is_not_lost(number, code, interruptible):
     hook = sys.unraisablehook
     ended = []
 

@@ -287,7 +287,7 @@ def test_a_rollout_that_was_killed_and_resumed_is_the_uninterrupted_one_to_the_b
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_an_interrupted_build_leaves_no_file_and_says_how_to_go_on(number, code, tmp_path):
+def test_an_interrupted_build_leaves_no_file_and_says_how_to_go_on(number, code, interruptible, tmp_path):
     arguments = ["--datatype", "random", "--total-step", 300_000, "--output", "a.hdf5"]
     with child(*arguments) as process:
         said = end_in_the_middle(process, tmp_path / "a.parts", number, parts=2)
