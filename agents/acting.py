@@ -14,7 +14,7 @@ from trebi_gym.agents.inputs import Request, check_actions, parse_request, plann
 from trebi_gym.agents.plans import least_costs
 from trebi_gym.agents.state import PlanState, continued, hold_back
 from trebi_gym.agents.units import geometric_sum
-from trebi_gym.errors import CalibrationError
+from trebi_gym.errors import CalibrationError, ObservationError
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -109,6 +109,11 @@ def least_budgets(agent: TREBIAgent, request: Request, repeats: int) -> Floats:
     for _ in range(repeats):
         found = planner.search(request.observations, nothing, steps_left, agent.noise(False))
         least = np.minimum(least, least_costs(found.costs).cpu().numpy())
+    if not np.isfinite(least).all():
+        raise ObservationError(
+            f"no plan from observation {int(np.flatnonzero(~np.isfinite(least))[0])} has a finite predicted cost: it "
+            "lies far outside what was learned from; check its units"
+        )
     discount = agent.config.cost_discount
     if agent.config.planner.budget_rule == "remaining":
         factor: Any = geometric_sum(discount, steps_left) / steps_left

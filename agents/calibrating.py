@@ -25,7 +25,7 @@ from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.errors import CalibrationError
 from trebi_gym.files import check_writable, replacing
-from trebi_gym.rollout import make_envs, rollout
+from trebi_gym.rollout import check_spaces, make_envs, rollout
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -71,6 +71,7 @@ def in_closed_loop(
     }
     cells = _kept(keep, request)
     envs = make_envs(env_id, n_envs or min(int(episodes), 100))
+    check_spaces(agent, envs, env_id)
     try:
         limit = getattr(envs.spec, "max_episode_steps", None)
         total = None if limit is None else limit * episodes * len(planned)
@@ -218,6 +219,7 @@ class Calibrates:
                 learned from, or a value is out of range or has no use with a data set.
             ConfigError: ``keep`` cannot be written.
             DatasetError: the data set does not fit the agent.
+            TrebiError: the environment does not.
         """
         agent = _agent(self)
         risks = asked_risks(risk)
@@ -285,6 +287,7 @@ class Calibrates:
 
         Raises:
             CalibrationError: fewer than one repeat.
+            ObservationError: it is malformed, or no plan from it has a finite predicted cost.
         """
         if not is_whole(repeats) or repeats < 1:
             raise CalibrationError(f"repeats must be a whole number of at least 1; got {repeats!r}")

@@ -10,10 +10,13 @@ import numpy.typing as npt
 
 from trebi_gym.agents.calibration import AnyCalibration
 from trebi_gym.agents.inputs import Request
-from trebi_gym.errors import CalibrationError, ObservationError
+from trebi_gym.errors import BudgetError, CalibrationError, ObservationError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+
+LARGEST = 1e12
+"""Finite budget that anything is held back from: beyond, numbers lie further apart than 0.0001."""
 
 
 @dataclass
@@ -133,6 +136,7 @@ def hold_back(
 
     Raises:
         CalibrationError: the agent is not calibrated, or not for budgets of this discount or this risk.
+        BudgetError: a budget is finite, but so large that costs are lost in its rounding.
     """
     if risk is None:
         state.reserve[:], state.certified[:], state.told[:], state.risks[:] = 0.0, False, np.nan, np.nan
@@ -158,6 +162,12 @@ def hold_back(
         # a Budget that has not changed is that of the whole episode, wherever it is met first
         whole = new & counted
         budgets = np.where(whole, request.totals, request.remaining)[due]
+        huge = budgets[np.isfinite(budgets) & (np.abs(budgets) > LARGEST)]
+        if len(huge):
+            raise BudgetError(
+                f"a budget of {huge[0]:g} is too large to hold anything back from it exactly; at a risk, budgets are at "
+                f"most {LARGEST:g}, or inf for no limit"
+            )
         planned, certified = calibration.planned_for(np.maximum(budgets, 0.0), risk)
         with np.errstate(invalid="ignore"):
             reserve = np.where(np.isinf(budgets), 0.0, np.maximum(budgets, 0.0) - planned)

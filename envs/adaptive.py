@@ -173,6 +173,10 @@ class AdaptiveBudgetWrapper(BudgetWrapper):
         """
         try:
             state = json.loads(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"there is no file {path}; the first day has nothing to load, and save makes it"
+            ) from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} is not a saved AdaptiveBudgetWrapper: {error}") from error
         self.load_state_dict(state)

@@ -133,9 +133,12 @@ def test_what_is_no_state_is_refused(changes, message):
 def test_a_file_that_is_none_is_refused(tmp_path):
     env = AdaptiveBudgetWrapper(Noisy(), budget=10.0)
     (tmp_path / "a.json").write_text("{")
-    for name in ("a.json", "nothing.json"):
-        with pytest.raises(ConfigError, match="is not a saved AdaptiveBudgetWrapper"):
-            env.load(tmp_path / name)
+    with pytest.raises(ConfigError, match="is not a saved AdaptiveBudgetWrapper"):
+        env.load(tmp_path / "a.json")
+    with pytest.raises(
+        ConfigError, match=r"there is no file .*nothing.json; the first day has nothing to load"
+    ):
+        env.load(tmp_path / "nothing.json")
     (tmp_path / "a.json").write_text(json.dumps([1]))
     with pytest.raises(ConfigError, match="this is not what state_dict"):
         env.load(tmp_path / "a.json")

@@ -287,6 +287,18 @@ def test_what_another_process_is_making_is_left_to_it(tmp_path):
         ("data.json", "[]"),
         ("data.json", '{"request": {}, "found": {}, "made": {}}'),
         (
+            "data.json",
+            '{"request": {}, "found": {"steps": 9}, "made": {"seconds": 1, "version": "", "device": ""}}',
+        ),
+        (
+            "time-cloning.json",
+            '{"request": {}, "found": {}, "made": {"seconds": 1, "version": "", "device": ""}}',
+        ),
+        (
+            "cloning/seed-0.json",
+            '{"request": {}, "found": {}, "made": {"seconds": 1, "version": "", "device": ""}}',
+        ),
+        (
             "uncalibrated/seed-0.json",
             '{"request": {}, "found": {"evaluation": null}, "made": {"seconds": 1, "version": "", "device": ""}}',
         ),
@@ -302,6 +314,15 @@ def test_a_file_that_is_no_cell_is_refused(tmp_path, name, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"{path.name} is no cell of the results"):
         Results(tmp_path)
+
+
+def test_a_page_is_not_overwritten_with_no_cells_at_all(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("measured")
+    with pytest.raises(ConfigError, match=r"there are no cells in .*typo, so .*results.md is not written"):
+        main(Arguments(output=tmp_path / "typo", page=page, page_only=True))
+    assert page.read_text() == "measured"
+    assert list(tmp_path.iterdir()) == [page]
 
 
 @pytest.mark.parametrize(

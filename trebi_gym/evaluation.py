@@ -15,7 +15,7 @@ from tqdm import tqdm
 from trebi_gym.budget import Budget, check_budget, is_whole
 from trebi_gym.errors import BudgetError, TrebiError
 from trebi_gym.records import EpisodeRecord, Evaluation
-from trebi_gym.rollout import BudgetChange, Policy, RolloutStep, make_envs, rollout
+from trebi_gym.rollout import BudgetChange, Policy, RolloutStep, check_spaces, make_envs, rollout
 from trebi_gym.schedules import BudgetSchedule
 
 
@@ -47,8 +47,8 @@ def evaluate_budgets(
         progress_bar: show one, in episodes' steps.
 
     Raises:
-        BudgetError: a budget that is no budget, or none.
-        TrebiError: fewer than one episode or environment, or a negative seed.
+        BudgetError: a budget that is no budget, or none; a change at a step that no episode reaches.
+        TrebiError: fewer than one episode or environment, a negative seed, or spaces that are not the agent's.
     """
     if not is_whole(episodes) or episodes < 1:
         raise TrebiError(f"episodes must be a whole number of at least 1; got {episodes!r}")
@@ -85,8 +85,8 @@ def evaluate_episodes(
     """Run one episode for every pair of a budget and an environment's seed; otherwise as ``evaluate_budgets``.
 
     Raises:
-        BudgetError: a budget that is no budget.
-        TrebiError: no episode, a negative seed, or lengths that differ.
+        BudgetError: a budget that is no budget; a change at a step that no episode reaches.
+        TrebiError: no episode, a negative seed, lengths that differ, or spaces that are not the agent's.
     """
     if len(budgets) != len(seeds):
         raise TrebiError(f"give one seed for each budget; got {len(budgets)} budgets and {len(seeds)} seeds")
@@ -102,12 +102,14 @@ def evaluate_episodes(
     if seeder is not None:
         seeder(seed)
     envs = make_envs(env_id, n_envs or min(len(budgets), 100))
+    check_spaces(agent, envs, env_id)
     timed = _Timed(agent)
     jobs = [Budget(check_budget(budget), discount=discount) for budget in budgets]
     records: dict[int, EpisodeRecord] = {}
     tallies = [_Tally() for _ in jobs]
     limit = getattr(envs.spec, "max_episode_steps", None)
     changes: Any = schedule
+    _check_reached(envs, env_id, schedule)
     if isinstance(schedule, BudgetSchedule):
         if limit is None:
             envs.close()
@@ -167,6 +169,21 @@ def _warn_of_calibration(agent: Any, env_id: str, seeds: Sequence[int]) -> None:
 def _plain_id(env_id: Any) -> str | None:
     """Return an environment's id without the module that registers it, ``module:Id-v0``."""
     return None if env_id is None else str(env_id).rpartition(":")[2]
+
+
+def _check_reached(envs: Any, env_id: Any, schedule: Any) -> None:
+    """Raise if a change comes after the last step that an episode can have, and close the environments."""
+    limit = getattr(envs.spec, "max_episode_steps", None)
+    if limit is None:
+        return
+    if isinstance(schedule, BudgetSchedule):
+        steps = [schedule.options.get("step", 0)]
+    else:
+        steps = [change.step for change in schedule]
+    late = [step for step in steps if step >= limit]
+    if late:
+        envs.close()
+        raise BudgetError(f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}")
 
 
 class _Tally:

@@ -234,6 +234,8 @@ def _own_data(agent: Any) -> Any:
 
 
 def _zip(output: Path) -> Path:
+    if output.name in ("", ".."):
+        raise ConfigError(f"{output} is a folder; pass the file to write, such as {output / 'agent.zip'}")
     return output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
 
 

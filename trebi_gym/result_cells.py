@@ -18,7 +18,7 @@ from trebi_gym.agents.checked import plain
 from trebi_gym.errors import ConfigError, TrebiError
 from trebi_gym.files import lock, replacing
 from trebi_gym.records import EpisodeRecord, Evaluation, Summary
-from trebi_gym.result_plan import METHODS, RATIOS, TASKS, config_of
+from trebi_gym.result_plan import METHODS, NEEDED, RATIOS, TASKS, config_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def read_cell(path: Path) -> Cell:
     try:
         document = json.loads(path.read_text())
         cell = Cell(dict(document["request"]), dict(document["found"]), dict(document["made"]))
-        if "evaluation" in cell.found:  # an evaluated cell, and no part without episodes
+        _ = [cell.found[name] for name in NEEDED.get(path.stem.partition("-")[0], ())]
+        if path.parent.name in METHODS or "evaluation" in cell.found:  # no part without episodes
             float(cell.request["ratio"]), int(cell.request["seed"]), float(cell.request["budget"])
             _ = cell.evaluation
         float(cell.made["seconds"]), str(cell.made["version"]), str(cell.made["device"])
@@ -128,7 +129,7 @@ def unpack(source: Path, output: Path) -> int:
         found = json.loads(gzip.decompress(source.read_bytes()))
         paths = {output / name: json.dumps(document, indent=1) for name, document in found.items()}
     except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
-        raise ConfigError(f"{source} holds no packed cells: {error!r}") from error
+        raise ConfigError(f"{source} holds no packed cells: {error}") from error
     for path in paths:
         parts = path.relative_to(output).parts
         methods = len(parts) == 2 or (len(parts) == 3 and parts[1] in METHODS)
@@ -261,7 +262,7 @@ class Results:
             if name.startswith("calibrate-") and data is not None:
                 planned, maximum = cell.request.get("planned"), data.found["maximum_budget"]
                 ratios = None if planned is None else [float(f"{budget / maximum:.6g}") for budget in planned]
-                told = {"episodes": cell.request["episodes"], "planned_ratios": ratios}
+                told = {"episodes": cell.request.get("episodes"), "planned_ratios": ratios}
                 asked = {
                     "episodes": TASKS[task].calibration_episodes,
                     "planned_ratios": TASKS[task].planned_ratios,

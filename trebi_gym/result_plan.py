@@ -138,6 +138,23 @@ METHODS: dict[str, Method] = {
 }
 
 
+NEEDED = {
+    "time": ("milliseconds", "load"),
+    "data": (
+        "name",
+        "steps",
+        "episodes",
+        "returns",
+        "costs",
+        "maximum_budget",
+        "rule",
+        "sides",
+        "build_seconds",
+    ),
+}
+"""What parts of a task must have found for the page."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked of one task; see ``results.Arguments``."""

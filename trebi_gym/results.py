@@ -111,6 +111,11 @@ def main(arguments: Arguments) -> None:
                 print(f"{name}: {stage}", flush=True)
                 getattr(work, stage)()
     if "page" in stages:
+        if not next(arguments.output.glob("*/**/*.json"), None):
+            raise ConfigError(
+                f"there are no cells in {arguments.output}, so {arguments.page} is not written; pass another --output, or "
+                "--unpack FILE"
+            )
         write_page(arguments.output, arguments.page)
         pack(arguments.output, arguments.page.with_name(f"{arguments.page.stem}-cells.json.gz"))
         print(f"written to {arguments.page}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from trebi_gym.budget import Budget, check_budget, is_whole
-from trebi_gym.errors import BudgetError, EnvironmentContractError
+from trebi_gym.errors import BudgetError, EnvironmentContractError, TrebiError
 
 Array = npt.NDArray[Any]
 
@@ -113,6 +113,24 @@ def make_envs(
         vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
         **kwargs,
     )
+
+
+def check_spaces(policy: Any, envs: gym.vector.VectorEnv[Any, Any, Any], env_id: Any) -> None:
+    """Raise if a policy that has spaces acts in others than these environments have, and close them.
+
+    Raises:
+        TrebiError: their shapes differ.
+    """
+    own = [
+        getattr(getattr(policy, name, None), "shape", None) for name in ("observation_space", "action_space")
+    ]
+    found = [envs.single_observation_space.shape, envs.single_action_space.shape]
+    if None not in own and own != found:
+        envs.close()
+        raise TrebiError(
+            f"the agent's spaces have shapes {own[0]} and {own[1]} for observations and actions; {env_id} has {found[0]} "
+            f"and {found[1]}; name the environment that the agent is for"
+        )
 
 
 def rollout(

@@ -19,7 +19,7 @@ from trebi_gym.agents.marks import episode_marks, fingerprint
 from trebi_gym.agents.state import continued, fresh, hold_back
 from trebi_gym.budget import Budget
 from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.errors import CalibrationError, CheckpointError
+from trebi_gym.errors import BudgetError, CalibrationError, CheckpointError, ObservationError
 from trebi_gym.evaluation import evaluate_budgets
 from trebi_gym.rollout import make_envs, rollout
 
@@ -276,6 +276,15 @@ def calibrated(tiny_agent, tmp_path_factory):
     return agent.calibrate(ENV, risk=[0.2, 0.3], budgets=[0, 30, INF], episodes=14, progress_bar=False)
 
 
+@pytest.mark.parametrize("budget", [1e13, 1e20, 1e308])
+def test_a_budget_in_whose_rounding_costs_are_lost_is_refused_at_a_risk(calibrated, shipped_dataset, budget):
+    observation = shipped_dataset.observations[0]
+    with pytest.raises(BudgetError, match=r"budgets are at most 1e\+12, or inf for no limit"):
+        calibrated.predict(observation, budget=budget, risk=0.2)
+    assert calibrated.predict(observation, budget=1e12, risk=0.2)[1].certified.all()
+    assert calibrated.predict(observation, budget=INF, risk=0.2)[1].certified.all()
+
+
 def test_calibrated_decisions_are_those_for_the_planned_budget(calibrated, shipped_dataset, tmp_path):
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
     agent.calibration = calibration(planner=agent.calibration.planner)
@@ -478,6 +487,8 @@ def test_the_smallest_budget_is_what_the_cheapest_plan_is_predicted_to_cost(tiny
     assert (found >= 0).all()
     late = tiny_agent.smallest_budget(rows[0], step=190)
     assert isinstance(late, float)
+    with pytest.raises(ObservationError, match="no plan from observation 1 has a finite predicted cost"):
+        tiny_agent.smallest_budget(np.stack([rows[0], np.full(3, 1e38)]))
     with pytest.raises(CalibrationError):
         tiny_agent.set_risk(0.1)
 
