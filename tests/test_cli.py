@@ -172,7 +172,7 @@ def test_commands_say_what_is_wrong_and_leave_no_file(arguments, message, tmp_pa
             ("evaluate", "--change", "100:5", "200:3"),
             "a change at step 200 is never reached: SafePendulum-v0 has steps 0 to 199",
         ),
-        (("evaluate", "--schedule", "drop:step=200"), "a change at step 200 is never reached"),
+        (("evaluate", "--schedule", "drop:step=200"), "does not fit into an episode of 200 steps"),
         (("evaluate", "--env", "SafeReacher-v0"), "the agent's spaces have shapes (3,) and (1,)"),
         (("calibrate", "--env", "SafeReacher-v0", "--episodes", "60"), "SafeReacher-v0 has (11,) and (2,)"),
         (("record", "--budget", "3", "--output", "film.avi"), "a video is saved as .mp4"),

@@ -172,15 +172,11 @@ def _plain_id(env_id: Any) -> str | None:
 
 
 def _check_reached(envs: Any, env_id: Any, schedule: Any) -> None:
-    """Raise if a change comes after the last step that an episode can have, and close the environments."""
+    """Raise if a change comes after the last step that an episode can have; a ``BudgetSchedule`` does so itself."""
     limit = getattr(envs.spec, "max_episode_steps", None)
-    if limit is None:
+    if limit is None or isinstance(schedule, BudgetSchedule):
         return
-    if isinstance(schedule, BudgetSchedule):
-        steps = [schedule.options.get("step", 0)]
-    else:
-        steps = [change.step for change in schedule]
-    late = [step for step in steps if step >= limit]
+    late = [change.step for change in schedule if change.step >= limit]
     if late:
         envs.close()
         raise BudgetError(f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}")
