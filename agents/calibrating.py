@@ -71,8 +71,8 @@ def in_closed_loop(
     }
     cells = _kept(keep, request)
     envs = make_envs(env_id, n_envs or min(int(episodes), 100))
-    check_spaces(agent, envs, env_id)
     try:
+        check_spaces(agent, envs, env_id)
         limit = getattr(envs.spec, "max_episode_steps", None)
         total = None if limit is None else limit * episodes * len(planned)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="calibrating") as bar:

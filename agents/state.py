@@ -162,7 +162,7 @@ def hold_back(
         # a Budget that has not changed is that of the whole episode, wherever it is met first
         whole = new & counted
         budgets = np.where(whole, request.totals, request.remaining)[due]
-        huge = budgets[np.isfinite(budgets) & (np.abs(budgets) > LARGEST)]
+        huge = budgets[np.isfinite(budgets) & (budgets > LARGEST)]
         if len(huge):
             raise BudgetError(
                 f"a budget of {huge[0]:g} is too large to hold anything back from it exactly; at a risk, budgets are at "

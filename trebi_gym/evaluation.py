@@ -102,24 +102,15 @@ def evaluate_episodes(
     if seeder is not None:
         seeder(seed)
     envs = make_envs(env_id, n_envs or min(len(budgets), 100))
-    check_spaces(agent, envs, env_id)
     timed = _Timed(agent)
     jobs = [Budget(check_budget(budget), discount=discount) for budget in budgets]
     records: dict[int, EpisodeRecord] = {}
     tallies = [_Tally() for _ in jobs]
     limit = getattr(envs.spec, "max_episode_steps", None)
-    changes: Any = schedule
-    _check_reached(envs, env_id, schedule)
-    if isinstance(schedule, BudgetSchedule):
-        if limit is None:
-            envs.close()
-            raise TrebiError(
-                f"{env_id} has no time limit, so the schedule {schedule} does not know an episode's steps; give a list of "
-                "BudgetChange instead"
-            )
-        changes = partial(schedule.changes, limit=limit)
     total = len(jobs) * limit if limit else None
     try:
+        check_spaces(agent, envs, env_id)
+        changes = _changes(schedule, env_id, limit)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="evaluating") as bar:
             for step in rollout(
                 timed, envs, budgets=jobs, schedule=changes, seed=list(seeds), deterministic=deterministic
@@ -171,15 +162,22 @@ def _plain_id(env_id: Any) -> str | None:
     return None if env_id is None else str(env_id).rpartition(":")[2]
 
 
-def _check_reached(envs: Any, env_id: Any, schedule: Any) -> None:
-    """Raise if a change comes after the last step that an episode can have; a ``BudgetSchedule`` does so itself."""
-    limit = getattr(envs.spec, "max_episode_steps", None)
-    if limit is None or isinstance(schedule, BudgetSchedule):
-        return
-    late = [change.step for change in schedule if change.step >= limit]
-    if late:
-        envs.close()
-        raise BudgetError(f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}")
+def _changes(schedule: Any, env_id: Any, limit: int | None) -> Any:
+    """Return a schedule as ``rollout`` takes it, for an environment with this time limit, if it has one."""
+    if isinstance(schedule, BudgetSchedule):
+        if limit is None:
+            raise TrebiError(
+                f"{env_id} has no time limit, so the schedule {schedule} does not know an episode's steps; give a list of "
+                "BudgetChange instead"
+            )
+        return partial(schedule.changes, limit=limit)
+    if limit is not None:
+        late = [change.step for change in schedule if change.step >= limit]
+        if late:
+            raise BudgetError(
+                f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}"
+            )
+    return schedule
 
 
 class _Tally:

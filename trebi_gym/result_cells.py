@@ -111,9 +111,7 @@ def write_cell(
 
 def pack(output: Path, target: Path) -> None:
     """Write all cells under a folder into one file, gzipped JSON, the same bytes for the same cells."""
-    found = {
-        path.relative_to(output).as_posix(): json.loads(path.read_text()) for path in _cell_files(output)
-    }
+    found = {path.relative_to(output).as_posix(): json.loads(path.read_text()) for path in cell_files(output)}
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     with replacing(target) as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -144,7 +142,7 @@ def unpack(source: Path, output: Path) -> int:
     return len(missing)
 
 
-def _cell_files(output: Path) -> list[Path]:
+def cell_files(output: Path) -> list[Path]:
     """Return the files of all cells, whether of an evaluation or another part, in order."""
     folders = [output / task / method for task in TASKS for method in ("", *METHODS)]
     return [path for folder in folders for path in sorted(folder.glob("*.json"))]

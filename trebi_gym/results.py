@@ -11,7 +11,7 @@ import tyro
 from trebi_gym.agents.spaces import resolve_device
 from trebi_gym.budget import is_whole
 from trebi_gym.errors import ConfigError
-from trebi_gym.result_cells import pack, unpack
+from trebi_gym.result_cells import cell_files, pack, unpack
 from trebi_gym.result_page import write_page
 from trebi_gym.result_plan import EPISODES, METHODS, SEED_STEP, SEEDS, TASKS, Request
 from trebi_gym.result_work import Work
@@ -111,7 +111,7 @@ def main(arguments: Arguments) -> None:
                 print(f"{name}: {stage}", flush=True)
                 getattr(work, stage)()
     if "page" in stages:
-        if not next(arguments.output.glob("*/**/*.json"), None):
+        if not any(cell_files(arguments.output)):
             raise ConfigError(
                 f"there are no cells in {arguments.output}, so {arguments.page} is not written; pass another --output, or "
                 "--unpack FILE"

@@ -116,7 +116,7 @@ def make_envs(
 
 
 def check_spaces(policy: Any, envs: gym.vector.VectorEnv[Any, Any, Any], env_id: Any) -> None:
-    """Raise if a policy that has spaces acts in others than these environments have, and close them.
+    """Raise if a policy that has spaces acts in others than these environments have.
 
     Raises:
         TrebiError: their shapes differ.
@@ -126,7 +126,6 @@ def check_spaces(policy: Any, envs: gym.vector.VectorEnv[Any, Any, Any], env_id:
     ]
     found = [envs.single_observation_space.shape, envs.single_action_space.shape]
     if None not in own and own != found:
-        envs.close()
         raise TrebiError(
             f"the agent's spaces have shapes {own[0]} and {own[1]} for observations and actions; {env_id} has {found[0]} "
             f"and {found[1]}; name the environment that the agent is for"
