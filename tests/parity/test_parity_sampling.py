@@ -30,15 +30,6 @@ TRANSITION_DIM = ACTION_DIM + SIZES["observation_dim"]
 CASES = sorted(SIZES["thresholds"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Many small convolutions: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def part(prefix):
     return {key.removeprefix(prefix): value for key, value in TENSORS.items() if key.startswith(prefix)}
 
