@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trebi_gym.agents.calibration import check_discount, check_share, needed_episodes
-from trebi_gym.budget import check_budget, is_whole
+from trebi_gym.budget import check_budget
+from trebi_gym.checks import check_count, check_seed
 from trebi_gym.errors import BudgetError, CalibrationError
 
 if TYPE_CHECKING:
@@ -69,12 +70,10 @@ def check_episodes(
     Raises:
         CalibrationError: a number is of a wrong kind or out of range, or the episodes are too few.
     """
-    if not is_whole(episodes) or episodes < 1:
-        raise CalibrationError(f"episodes must be a whole number of at least 1; got {episodes!r}")
-    if n_envs is not None and (not is_whole(n_envs) or n_envs < 1):
-        raise CalibrationError(f"n_envs must be a whole number of at least 1, or None; got {n_envs!r}")
-    if not is_whole(seed) or not 0 <= seed < 2**62:
-        raise CalibrationError(f"the seed must be a whole number of at least 0 and below 2**62; got {seed!r}")
+    check_count(episodes, "episodes", error=CalibrationError)
+    if n_envs is not None:
+        check_count(n_envs, "n_envs", error=CalibrationError)
+    check_seed(seed, error=CalibrationError)
     check_discount(discount)
     share = check_share(confidence, "confidence")
     least = max(needed_episodes(risk, share) for risk in risks)

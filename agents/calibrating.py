@@ -20,12 +20,13 @@ from trebi_gym.agents.checked import plain
 from trebi_gym.agents.held_out import on_held_out
 from trebi_gym.agents.inputs import parse_request
 from trebi_gym.agents.marks import fingerprint as fingerprint
-from trebi_gym.budget import Budget, is_whole
+from trebi_gym.budget import Budget
+from trebi_gym.checks import is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.errors import CalibrationError
 from trebi_gym.files import check_writable, replacing
-from trebi_gym.rollout import check_spaces, make_envs, rollout
+from trebi_gym.rollout import envs_for, rollout
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -47,6 +48,7 @@ def in_closed_loop(
     seed: int,
     discount: float,
     n_envs: int | None,
+    asynchronous: bool,
     progress_bar: bool,
     keep: str | os.PathLike[str] | None,
 ) -> Calibration:
@@ -70,11 +72,9 @@ def in_closed_loop(
         "models": mark,
     }
     cells = _kept(keep, request)
-    envs = make_envs(env_id, n_envs or min(int(episodes), 100))
+    envs, limit = envs_for(agent, env_id, int(episodes), n_envs=n_envs, asynchronous=asynchronous)
     try:
-        check_spaces(agent, envs, env_id)
-        limit = getattr(envs.spec, "max_episode_steps", None)
-        total = None if limit is None else limit * episodes * len(planned)
+        total = limit * episodes * len(planned)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="calibrating") as bar:
             for index, budget in enumerate(planned):
                 run = index + 1
@@ -83,7 +83,7 @@ def in_closed_loop(
                     if keep is not None:
                         with replacing(keep) as temporary:
                             temporary.write_text(json.dumps({"request": request, "cells": cells}))
-                elif limit is not None:
+                else:
                     bar.update(limit * episodes)
                 if not _any_keeps(cells[str(index)]["costs"], maximum, risks, confidence):
                     break
@@ -189,6 +189,7 @@ class Calibrates:
         seed: int = FIRST_SEED,
         discount: float = 1.0,
         n_envs: int | None = None,
+        asynchronous: bool = False,
         progress_bar: bool = True,
         keep: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -210,7 +211,8 @@ class Calibrates:
             confidence: of the guarantee.
             seed: of the first episode's environment; evaluate with others.
             discount: of the budgets.
-            n_envs: environments at once; None: as many as episodes, at most 100.
+            n_envs: environments at once; None: as many as episodes, at most 100 and as memory allows, which is said.
+            asynchronous: run every environment in a process of its own; the result is the same. For heavy environments.
             progress_bar: show one.
             keep: a file for what is finished, from which the same call goes on after a crash.
 
@@ -235,6 +237,7 @@ class Calibrates:
                     "seed": (seed, FIRST_SEED),
                     "discount": (discount, 1.0),
                     "n_envs": (n_envs, None),
+                    "asynchronous": (asynchronous, False),
                     "keep": (keep, None),
                 }
             )
@@ -251,6 +254,7 @@ class Calibrates:
                 seed=seed,
                 discount=discount,
                 n_envs=n_envs,
+                asynchronous=asynchronous,
                 progress_bar=progress_bar,
                 keep=keep,
             )

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from trebi_gym.budget import check_remaining, is_whole
+from trebi_gym.budget import check_remaining
+from trebi_gym.checks import is_whole
 from trebi_gym.errors import BudgetError, CalibrationError, CheckpointError
 
 Floats = npt.NDArray[np.float64]

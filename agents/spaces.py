@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import get_device
 
-from trebi_gym.budget import is_whole
+from trebi_gym.checks import check_seed
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError, DatasetError, EnvironmentContractError
 
@@ -43,9 +43,7 @@ def resolve_seed(seed: int | None) -> int:
     """
     if seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
-    if not is_whole(seed) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
-    return int(seed)
+    return check_seed(seed, below=2**32, error=ConfigError)
 
 
 def agent_spaces(env_or_spaces: Any) -> tuple[gym.spaces.Box, gym.spaces.Box]:

@@ -25,9 +25,10 @@ from trebi_gym.agents.plans import Plan
 from trebi_gym.agents.presets import preset
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
 from trebi_gym.agents.state import PlanState
+from trebi_gym.checks import check_seed
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
-from trebi_gym.errors import NotLearnedError
+from trebi_gym.errors import ConfigError, NotLearnedError
 
 Array = npt.NDArray[Any]
 
@@ -160,6 +161,11 @@ class TREBIAgent(Calibrates):
         self.learned_from = noted(self.learned_from, dataset, parts, whole)
 
     @property
+    def episode_length(self) -> int | None:
+        """The longest episode, in steps, of the data that was learned from; None before anything is learned."""
+        return None if self.task is None else self.task.episode_length
+
+    @property
     def logger(self) -> Logger:
         """Stable-Baselines3's logger, as its callbacks expect."""
         if self._logger is None:
@@ -226,8 +232,12 @@ class TREBIAgent(Calibrates):
         return planner.plan(request.observations, thresholds, steps_left, self.noise(False), discounted)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed what planning draws from here on."""
-        self._generator.manual_seed(self.seed if seed is None else seed)
+        """Seed what planning draws from here on; None takes the agent's own seed.
+
+        Raises:
+            ConfigError: it is no seed.
+        """
+        self._generator.manual_seed(self.seed if seed is None else check_seed(seed, error=ConfigError))
 
     def noise(self, deterministic: bool) -> torch.Generator:
         """Return what planning draws from: the running stream, or one that begins anew."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trebi_gym.budget import is_whole
+from trebi_gym.checks import is_whole
 from trebi_gym.costs import CostFunction, resolve_cost
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
 from trebi_gym.datasets.normalizers import AffineNormalizer

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trebi_gym.budget import Budget
+from trebi_gym.checks import check_seed
 from trebi_gym.errors import DatasetError
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,7 @@ class RandomPolicy:
 
     def set_random_seed(self, seed: int) -> None:
         """Seed what is drawn from here on."""
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(check_seed(seed, error=DatasetError))
 
     def predict(
         self,
@@ -93,7 +94,7 @@ class StableBaselinesPolicy:
 
     def set_random_seed(self, seed: int) -> None:
         """Seed the noise; what a stochastic policy draws comes from torch's own generator."""
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(check_seed(seed, error=DatasetError))
 
     def predict(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from trebi_gym.checks import check_seed
 from trebi_gym.datasets.algorithms import check_hyperparameters, make_model
 from trebi_gym.datasets.behaviour import RandomPolicy, StableBaselinesPolicy
 from trebi_gym.datasets.collect import Progress, Share, check_counts, collect_shares, first_episodes
@@ -77,6 +78,7 @@ def generate(
     """
     name = dataset_name(find_spec(env_id).id, datatype)
     check_counts(steps=steps, n_envs=n_envs, training_steps=1 if training_steps is None else training_steps)
+    seed = check_seed(seed, error=DatasetError)
     information: dict[str, Any] = {"name": name, "datatype": datatype, "seed": seed}
     request: dict[str, Any] = {"env_id": env_id, "datatype": datatype, "steps": steps, "seed": seed}
     request["n_envs"] = n_envs
@@ -156,6 +158,7 @@ def generate_from_policies(
         EnvironmentContractError: the environment reports no cost, or its spaces are no one-dimensional boxes.
     """
     check_counts(steps=steps, n_envs=n_envs)
+    seed = check_seed(seed, error=DatasetError)
     given = [1.0] * len(policies) if weights is None else [float(weight) for weight in weights]
     if not policies or len(given) != len(policies) or not all(0 < weight < math.inf for weight in given):
         raise DatasetError(

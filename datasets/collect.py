@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from trebi_gym.checks import check_count, check_seed
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
 from trebi_gym.datasets.parts import Parts
 from trebi_gym.datasets.provenance import describe_env, statistics, with_statistics
 from trebi_gym.datasets.recording import Recording, check_spaces
 from trebi_gym.errors import DatasetError
-from trebi_gym.rollout import Policy, make_envs, rollout
+from trebi_gym.rollout import Policy, envs_for, rollout
 
 BLOCK = 50_000
 """Steps that are recorded from a policy before they are kept on the disk."""
@@ -117,8 +118,7 @@ def collect_shares(
         EnvironmentContractError: the environment reports no cost, or its spaces are no one-dimensional boxes.
     """
     check_counts(n_envs=n_envs, steps=min(share.steps for share in shares))
-    if seed < 0:
-        raise DatasetError(f"seed must be at least 0; got {seed}")
+    seed = check_seed(seed, error=DatasetError)
     check_spaces(env_id)
     number = episodes = 0
     joined: list[EpisodeDataset] = []
@@ -188,7 +188,7 @@ def _block(
         while taken < wanted:
             yield math.inf
 
-    envs = make_envs(env_id, n_envs)
+    envs, _ = envs_for(policy, env_id, n_envs, n_envs=n_envs)
     try:
         for step in rollout(policy, envs, budgets=budgets(), seed=seed, deterministic=deterministic):
             taken += int(step.active.sum())
@@ -247,5 +247,4 @@ def check_counts(**counts: int) -> None:
         DatasetError: one is not.
     """
     for name, value in counts.items():
-        if value < 1:
-            raise DatasetError(f"{name} must be at least 1; got {value}")
+        check_count(value, name, error=DatasetError)

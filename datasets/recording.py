@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trebi_gym.costs import finite_cost
 from trebi_gym.datasets.episode import Episode
 from trebi_gym.errors import EnvironmentContractError
+from trebi_gym.rollout import env_time_limit
 
 Array = npt.NDArray[Any]
 
@@ -21,10 +22,20 @@ def check_spaces(env_id: str) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """Return an environment's observation and action space, which must be such that its steps can be recorded.
 
     Raises:
-        EnvironmentContractError: one of them is no Box of one dimension.
+        EnvironmentContractError: one of them is no Box of one dimension, the environment has no time limit, or it needs a
+            package that is not installed.
     """
-    with gym.make(env_id) as env:
+    try:
+        made = gym.make(env_id)
+    except ImportError as error:
+        raise EnvironmentContractError(f"the environment {env_id} cannot be made: {error}") from error
+    with made as env:
         spaces = {"observation": env.observation_space, "action": env.action_space}
+        limit = env_time_limit(env)
+    if limit is None:
+        raise EnvironmentContractError(
+            f"{env_id} has no time limit, so an episode might never end; register it with max_episode_steps=..."
+        )
     for name, space in spaces.items():
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise EnvironmentContractError(

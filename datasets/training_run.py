@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from trebi_gym.checks import check_seed
 from trebi_gym.datasets.algorithms import make_model
 from trebi_gym.datasets.collect import Progress, check_counts
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
@@ -90,8 +91,7 @@ def record_training(
         EnvironmentContractError: the environment reports no cost, or its spaces are no one-dimensional boxes.
     """
     check_counts(steps=steps, save_every=save_every)
-    if seed < 0:
-        raise DatasetError(f"seed must be at least 0; got {seed}")
+    seed = check_seed(seed, error=DatasetError)
     check_spaces(env_id)
     given = dict(hyperparameters or {})
     recorder = StepRecorder(gym.make(env_id))

@@ -10,7 +10,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from trebi_gym.budget import Budget, check_remaining, is_whole
+from trebi_gym.budget import Budget, check_remaining
+from trebi_gym.checks import is_whole
 from trebi_gym.envs.wrappers import BudgetWrapper, Info, StepResult
 from trebi_gym.errors import ConfigError
 from trebi_gym.files import replacing

@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.budget import Budget, check_budget
+from trebi_gym.checks import is_whole
 from trebi_gym.costs import CostFunction, finite_cost, resolve_cost
 from trebi_gym.errors import ConfigError, EnvironmentContractError
 

@@ -248,9 +248,9 @@ def test_a_learned_agent_is_evaluated_the_same_way_twice(tiny_agent):
 
 def test_negative_seeds_no_environments_and_no_list_of_budgets_are_refused_before_anything_runs():
     agent = Scripted()
-    with pytest.raises(TrebiError, match=r"seeds must be at least 0 and below .*; got -1"):
+    with pytest.raises(TrebiError, match=r"seed must be a whole number of at least 0 and below .*; got -1"):
         evaluate_budgets(agent, "Ledger-v0", budgets=[9.0], seed=-1)
-    with pytest.raises(TrebiError, match="n_envs must be at least 1; got -2"):
+    with pytest.raises(TrebiError, match="n_envs must be a whole number of at least 1; got -2"):
         evaluate_budgets(agent, "Ledger-v0", budgets=[9.0], n_envs=-2)
     with pytest.raises(BudgetError, match="give a list of at least one budget; got 9"):
         evaluate_budgets(agent, "Ledger-v0", budgets=9.0)

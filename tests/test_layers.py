@@ -14,7 +14,7 @@ FOLDERS = {
     "datasets": "trebi_gym.datasets",
 }
 
-WORDS = {"trebi_gym.budget", "trebi_gym.costs", "trebi_gym.errors"}
+WORDS = {"trebi_gym.budget", "trebi_gym.checks", "trebi_gym.costs", "trebi_gym.errors"}
 FILES = "trebi_gym.files"
 # verbs that put everything together; nobody but they and the scripts may import them
 TOP = {
@@ -63,12 +63,14 @@ LAYERS = [
     ("trebi_gym.agents.networks", {"trebi_gym.agents.networks"}),
     ("trebi_gym.agents", {"trebi_gym.agents", "trebi_gym.datasets", "trebi_gym.rollout"}),
     ("trebi_gym.datasets.collect", {"trebi_gym.datasets", "trebi_gym.rollout"}),
+    ("trebi_gym.datasets.recording", {"trebi_gym.datasets", "trebi_gym.rollout"}),
     ("trebi_gym.datasets", {"trebi_gym.datasets"}),
     ("trebi_gym.envs", {"trebi_gym.envs"}),
 ]
 NOT_EVEN_WORDS = ("trebi_gym.agents.diffusion", "trebi_gym.agents.networks")
 DISK = {
     "trebi_gym.files",
+    "trebi_gym.rollout",
     "trebi_gym.records",
     "trebi_gym.plots",
     "trebi_gym.video",

@@ -112,8 +112,8 @@ def test_a_recording_reports_what_the_episode_earned_and_cost(tmp_path):
     assert not record_video(Scripted(), "Ledger-v0", tmp_path / "a.mp4", budget=99.0, schedule=change).kept
     with VideoFileClip(str(tmp_path / "a.mp4")) as clip:
         assert clip.fps == 10
-        # sides must be even for the codec: 83 x (61 + panel)
-        assert clip.size == [84, 62 + PANEL]
+        # three times the frame of 83 x 61, and sides must be even for the codec
+        assert clip.size == [250, 184 + PANEL]
 
 
 def test_a_video_with_another_ending_is_refused_before_anything_is_run(tmp_path):

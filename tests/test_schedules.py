@@ -188,12 +188,12 @@ def test_an_agent_tells_and_the_command_takes_schedules(tiny_agent, tmp_path, ca
     assert "give --change or --schedule, not both" in capsys.readouterr().err
 
 
-def test_an_environment_without_a_limit_is_refused():
+def test_an_environment_without_a_limit_is_refused_for_a_policy_that_knows_none():
     import gymnasium as gym
 
     if "LedgerEndless-v0" not in gym.registry:
         gym.register("LedgerEndless-v0", entry_point="toy_envs:LedgerEnv")
-    with pytest.raises(TrebiError, match="has no time limit, so the schedule drop does not know"):
+    with pytest.raises(TrebiError, match="has no time limit and the policy has no episode_length"):
         evaluate_budgets(
             Scripted(), "LedgerEndless-v0", budgets=[5.0], episodes=1, schedule=BudgetSchedule("drop")
         )

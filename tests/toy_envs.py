@@ -48,6 +48,50 @@ class LedgerEnv(gym.Env[Any, Any]):
         return np.array([self._step, self._last, self._mark])
 
 
+class CostlyEnv(gym.Env[Any, Any]):
+    """Puts ``costs[t]`` of step t into its info as it is: integers, NumPy's numbers, text, whatever is given.
+
+    Which of the costs comes first depends on the seed, so that types are mixed among environments.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, costs=(0, 0.5), frame=None, reward=1.0, render_mode=None, render_fps=None):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
+        self.render_mode = render_mode
+        self._costs, self._frame, self._reward, self._step = costs, frame, reward, 0
+        if render_fps is not None:
+            self.metadata = {**self.metadata, "render_fps": render_fps}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._step = int(
+            self.np_random.integers(2)
+        )  # which of the costs comes first differs from seed to seed
+        self._begun = self._step
+        return np.array([0.0]), {"cost": 0}
+
+    def step(self, action):
+        cost = self._costs[self._step % len(self._costs)]
+        self._step += 1
+        return np.array([float(self._step - self._begun)]), self._reward, False, False, {"cost": cost}
+
+    def render(self):
+        return self._frame
+
+
+class Still:
+    """A policy that does nothing, for any number of environments."""
+
+    def __init__(self, episode_length=None):
+        if episode_length is not None:
+            self.episode_length = episode_length
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False, *, budget):
+        return np.zeros((len(observation), 1), np.float32), state
+
+
 def mark_of(seed: int) -> float:
     """The mark of the episode that ``reset(seed=seed)`` begins."""
     return float(np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).uniform())
@@ -63,6 +107,9 @@ def register_toy_envs() -> None:
     ):
         if env_id not in gym.registry:
             gym.register(env_id, entry_point=entry, max_episode_steps=length, kwargs=kwargs)
+    if "Costly-v0" not in gym.registry:
+        gym.register("Costly-v0", entry_point="toy_envs:CostlyEnv", max_episode_steps=10)
+        gym.register("CostlyEndless-v0", entry_point="toy_envs:CostlyEnv")
     if "LedgerCallable-v0" not in gym.registry:
         gym.register("LedgerCallable-v0", entry_point=LedgerEnv, max_episode_steps=5)
     if "ShortPendulum-v0" not in gym.registry:

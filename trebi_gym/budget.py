@@ -6,6 +6,7 @@ import math
 import numbers
 from dataclasses import dataclass, replace
 
+from trebi_gym.checks import is_whole
 from trebi_gym.errors import BudgetError
 
 ROUNDING = 1e-9
@@ -119,11 +120,6 @@ class Budget:
         """
         left = check_budget(value, name="remaining budget")
         return replace(self, total=self.spent + self.discount**self.step * left)
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, of Python or NumPy; True and False are not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _check_step(step: int) -> None:

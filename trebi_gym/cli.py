@@ -38,6 +38,7 @@ def evaluate(
     risk: float | None = None,
     uncalibrated: bool = False,
     n_envs: int | None = None,
+    asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False,
     output: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -56,7 +57,8 @@ def evaluate(
             drop:share=0.2,step=100, drops:times=3, walk:size=0.2,every=20.
         risk: the chance of an episode over its budget, one that the agent is calibrated for; default: the agent's own.
         uncalibrated: leave the agent's calibration aside.
-        n_envs: environments at once; default: all episodes, 100 at the most.
+        n_envs: environments at once; default: all episodes, 100 at the most and as many as memory allows.
+        asynchronous: run every environment in a process of its own, for heavy ones; the result is the same.
         output: folder for evaluation.json, evaluation.csv and evaluation.png.
         device: auto, cpu, cuda, ...
     """
@@ -82,6 +84,7 @@ def evaluate(
         budgets=chosen,
         episodes=episodes,
         n_envs=n_envs,
+        asynchronous=asynchronous,
         seed=seed,
         schedule=moving,
         progress_bar=True,

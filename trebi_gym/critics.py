@@ -18,7 +18,8 @@ from trebi_gym.agents.models import OUTCOME, make_windows
 from trebi_gym.agents.networks import BudgetCritic, OutcomeCritic
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
-from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.budget import Budget, check_budget
+from trebi_gym.checks import check_count, check_seed
 from trebi_gym.critics_rows import (
     CHOSEN_COST,
     CHOSEN_LEAST,
@@ -34,7 +35,7 @@ from trebi_gym.critics_rows import (
 )
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import TrebiError
-from trebi_gym.rollout import make_envs, rollout
+from trebi_gym.rollout import envs_for, rollout
 
 BATCH = 4_096
 
@@ -67,9 +68,11 @@ def report_critics(
         DatasetError: the data do not fit the agent.
         TrebiError: no windows, or an environment without budgets.
     """
-    for name, value in (("windows", windows), ("episodes", episodes)):
-        if not is_whole(value) or value < 1:
-            raise TrebiError(f"{name} must be a whole number of at least 1; got {value!r}")
+    windows, episodes, seed = (
+        check_count(windows, "windows"),
+        check_count(episodes, "episodes"),
+        check_seed(seed),
+    )
     if env_id is not None and len(budgets) == 0:
         raise TrebiError("give at least one budget for the episodes in the environment")
     agent.ready()
@@ -195,7 +198,7 @@ def _closed_loop(
     told: list[list[tuple[float, ...]]] = [[] for _ in jobs]
     spent, earned = np.zeros(len(jobs)), np.zeros(len(jobs))
     length, discount = agent.task.episode_length, agent.config.cost_discount
-    envs = make_envs(env_id, min(len(jobs), 100))
+    envs, _ = envs_for(agent, env_id, len(jobs))
     try:
         for step in rollout(AtRisk(agent, None), envs, budgets=jobs, seed=seeds):
             state = step.policy_state

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.budget import Budget, check_budget
+from trebi_gym.checks import check_count, check_seed
 from trebi_gym.errors import BudgetError, TrebiError
 from trebi_gym.records import EpisodeRecord, Evaluation
-from trebi_gym.rollout import BudgetChange, Policy, RolloutStep, check_spaces, make_envs, rollout
+from trebi_gym.rollout import BudgetChange, Policy, RolloutStep, envs_for, rollout
 from trebi_gym.schedules import BudgetSchedule
 
 
@@ -26,6 +27,7 @@ def evaluate_budgets(
     budgets: Sequence[float],
     episodes: int = 20,
     n_envs: int | None = None,
+    asynchronous: bool = False,
     seed: int = 0,
     schedule: Sequence[BudgetChange] | BudgetSchedule = (),
     discount: float = 1.0,
@@ -39,7 +41,8 @@ def evaluate_budgets(
         env_id: a registered environment with ``info["cost"]``.
         budgets: what an episode may cost; each is run for ``episodes`` episodes.
         episodes: episodes of each budget, with the environment's seeds ``seed, seed + 1, ...``.
-        n_envs: episodes at once; None: as many as there are, at most 100.
+        n_envs: episodes at once; None: as many as there are, at most 100 and as many as memory allows, which is said.
+        asynchronous: run every environment in a process of its own; the result is the same. For heavy environments.
         seed: of the environments, and of the agent's own draws.
         schedule: changes of the budget in mid-episode: the same for every episode, or of a kind and drawn for each.
         discount: of the budgets and of the costs that are reported.
@@ -50,8 +53,7 @@ def evaluate_budgets(
         BudgetError: a budget that is no budget, or none; a change at a step that no episode reaches.
         TrebiError: fewer than one episode or environment, a negative seed, or spaces that are not the agent's.
     """
-    if not is_whole(episodes) or episodes < 1:
-        raise TrebiError(f"episodes must be a whole number of at least 1; got {episodes!r}")
+    episodes, seed = check_count(episodes, "episodes"), check_seed(seed)
     if np.ndim(budgets) == 0 or len(budgets) == 0:
         raise BudgetError(f"give a list of at least one budget; got {budgets!r}")
     values = list(dict.fromkeys(check_budget(budget) for budget in budgets))
@@ -61,6 +63,7 @@ def evaluate_budgets(
         budgets=[value for value in values for _ in range(episodes)],
         seeds=[seed + index for _ in values for index in range(episodes)],
         n_envs=n_envs,
+        asynchronous=asynchronous,
         seed=seed,
         schedule=schedule,
         discount=discount,
@@ -76,6 +79,7 @@ def evaluate_episodes(
     budgets: Sequence[float],
     seeds: Sequence[int],
     n_envs: int | None = None,
+    asynchronous: bool = False,
     seed: int = 0,
     schedule: Sequence[BudgetChange] | BudgetSchedule = (),
     discount: float = 1.0,
@@ -92,24 +96,18 @@ def evaluate_episodes(
         raise TrebiError(f"give one seed for each budget; got {len(budgets)} budgets and {len(seeds)} seeds")
     if len(budgets) == 0:
         raise TrebiError("there is no episode to run: give at least one budget")
-    for given in (seed, *seeds):
-        if not 0 <= given < 2**63:
-            raise TrebiError(f"seeds must be at least 0 and below 2**63; got {given}")
-    if n_envs is not None and n_envs < 1:
-        raise TrebiError(f"n_envs must be at least 1; got {n_envs}")
+    seed, seeds = check_seed(seed), [check_seed(value, "each of the seeds") for value in seeds]
     _warn_of_calibration(agent, env_id, seeds)
     seeder = getattr(agent, "set_random_seed", None)
     if seeder is not None:
         seeder(seed)
-    envs = make_envs(env_id, n_envs or min(len(budgets), 100))
+    envs, limit = envs_for(agent, env_id, len(budgets), n_envs=n_envs, asynchronous=asynchronous)
     timed = _Timed(agent)
     jobs = [Budget(check_budget(budget), discount=discount) for budget in budgets]
     records: dict[int, EpisodeRecord] = {}
     tallies = [_Tally() for _ in jobs]
-    limit = getattr(envs.spec, "max_episode_steps", None)
-    total = len(jobs) * limit if limit else None
+    total = len(jobs) * limit
     try:
-        check_spaces(agent, envs, env_id)
         changes = _changes(schedule, env_id, limit)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="evaluating") as bar:
             for step in rollout(
@@ -162,21 +160,13 @@ def _plain_id(env_id: Any) -> str | None:
     return None if env_id is None else str(env_id).rpartition(":")[2]
 
 
-def _changes(schedule: Any, env_id: Any, limit: int | None) -> Any:
-    """Return a schedule as ``rollout`` takes it, for an environment with this time limit, if it has one."""
+def _changes(schedule: Any, env_id: Any, limit: int) -> Any:
+    """Return a schedule as ``rollout`` takes it, for episodes of at most ``limit`` steps."""
     if isinstance(schedule, BudgetSchedule):
-        if limit is None:
-            raise TrebiError(
-                f"{env_id} has no time limit, so the schedule {schedule} does not know an episode's steps; give a list of "
-                "BudgetChange instead"
-            )
         return partial(schedule.changes, limit=limit)
-    if limit is not None:
-        late = [change.step for change in schedule if change.step >= limit]
-        if late:
-            raise BudgetError(
-                f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}"
-            )
+    late = [change.step for change in schedule if change.step >= limit]
+    if late:
+        raise BudgetError(f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}")
     return schedule
 
 

@@ -160,6 +160,7 @@ def calibrate(
     seed: int = 1_000_000,
     output: Path | None = None,
     n_envs: int | None = None,
+    asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False,
     device: str = "auto",
 ) -> None:
     """Find out what budgets must be planned as, so that episodes keep them at a stated risk; kept in the agent's file.
@@ -178,7 +179,8 @@ def calibrate(
         confidence: of the guarantee.
         seed: of the first episode; evaluate with others.
         output: the file of the calibrated agent; default: the agent's own.
-        n_envs: environments at once; default: all episodes, 100 at the most.
+        n_envs: environments at once; default: all episodes, 100 at the most and as many as memory allows.
+        asynchronous: run every environment in a process of its own, for heavy ones; the result is the same.
         device: auto, cpu, cuda, ...
     """
     from trebi_gym.agents import TREBIAgent
@@ -202,6 +204,7 @@ def calibrate(
         episodes=episodes,
         confidence=confidence,
         n_envs=n_envs,
+        asynchronous=asynchronous,
         keep=keep,
         seed=seed,
     )

@@ -16,7 +16,7 @@ from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets.recipes import maximum_budget
 from trebi_gym.records import EpisodeRecord, Evaluation
 from trebi_gym.result_plan import FIRST_SEED, RATIOS
-from trebi_gym.rollout import Policy, make_envs, rollout
+from trebi_gym.rollout import Policy, envs_for, rollout
 from trebi_gym.schedules import BudgetSchedule, schedule_options
 
 WARM_UP = 2
@@ -100,7 +100,7 @@ def time_decisions(
         interval: decisions of which only the first makes a plan; what they take together is spread over them.
     """
     clock = _Clock(policy)
-    envs = make_envs(env_id, 1)
+    envs, _ = envs_for(policy, env_id, 1)
     try:
         steps = rollout(clock, envs, budgets=itertools.repeat(budget), seed=FIRST_SEED)
         for _ in itertools.islice(steps, (WARM_UP + plans) * interval):

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from trebi_gym.agents.spaces import resolve_device
-from trebi_gym.budget import is_whole
+from trebi_gym.checks import is_whole
 from trebi_gym.errors import ConfigError
 from trebi_gym.result_cells import cell_files, pack, unpack
 from trebi_gym.result_page import write_page

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-import numbers
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -13,10 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from trebi_gym.budget import Budget, check_budget, is_whole
+from trebi_gym.budget import Budget, check_budget
+from trebi_gym.checks import check_count, check_seed, is_whole
+from trebi_gym.costs import finite_cost
 from trebi_gym.errors import BudgetError, EnvironmentContractError, TrebiError
 
 Array = npt.NDArray[Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Policy(Protocol):
@@ -102,21 +110,212 @@ class RolloutStep:
         return ended
 
 
+class _Checked(gym.Wrapper[Any, Any, Any, Any]):
+    """Hands reward and cost of every step on as floats of Python, after checking them.
+
+    A vector environment of Gymnasium keeps an info in an array of the type that the first environment gave it, so that a
+    cost of 0.5 beside an integer cost of 0 would become 0. Floats are kept as float64.
+    """
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if "cost" not in info:
+            raise EnvironmentContractError(NO_COST)
+        cost = finite_cost(info["cost"], source='info["cost"]')
+        earned = finite_cost(reward, source="the reward of a step")
+        return observation, earned, bool(terminated), bool(truncated), {**info, "cost": cost}
+
+
+NO_COST = 'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper(env, cost_function)'
+
+
 def make_envs(
-    env_id: str | gym.envs.registration.EnvSpec, n_envs: int, **kwargs: Any
+    env_id: str | gym.envs.registration.EnvSpec,
+    n_envs: int,
+    *,
+    asynchronous: bool = False,
+    episode_length: int | None = None,
+    **kwargs: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Return ``n_envs`` environments in one process that are only reset when asked to, as ``rollout`` needs them."""
-    return gym.make_vec(
-        env_id,
-        num_envs=n_envs,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-        **kwargs,
-    )
+    """Return ``n_envs`` environments that are only reset when asked to, as ``rollout`` needs them.
+
+    Args:
+        env_id: a registered environment with ``info["cost"]`` at every step.
+        n_envs: how many.
+        asynchronous: one process for each environment, instead of one for all; what they give is the same.
+        episode_length: cut episodes off after so many steps where the environment's registration has no time limit.
+        kwargs: for the environment, such as ``render_mode``.
+
+    Raises:
+        TrebiError: ``n_envs`` or ``episode_length`` is not a whole number of at least 1, or the environment needs a package
+            that is not installed.
+    """
+    check_count(n_envs, "n_envs")
+    wrappers: list[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = []
+    if episode_length is not None:
+        length = check_count(episode_length, "episode_length")
+        wrappers.append(partial(_limited, length=length))
+    try:
+        return gym.make_vec(
+            env_id,
+            num_envs=n_envs,
+            vectorization_mode="async" if asynchronous else "sync",
+            wrappers=[*wrappers, _Checked],  # type: ignore[list-item]
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+            **kwargs,
+        )
+    except ImportError as error:
+        raise TrebiError(f"the environment {env_id} cannot be made: {error}") from error
 
 
-def check_spaces(policy: Any, envs: gym.vector.VectorEnv[Any, Any, Any], env_id: Any) -> None:
-    """Raise if a policy that has spaces acts in others than these environments have.
+def envs_for(
+    policy: Any,
+    env_id: str,
+    episodes: int,
+    *,
+    n_envs: int | None = None,
+    asynchronous: bool = False,
+    **kwargs: Any,
+) -> tuple[gym.vector.VectorEnv[Any, Any, Any], int]:
+    """Return environments in which a policy can act, and the longest episode in steps.
+
+    An environment without a time limit is cut off at the policy's ``episode_length``, with a warning.
+
+    Args:
+        policy: what acts; checked are its ``observation_space``, ``action_space`` and ``episode_length``, where it has them.
+        env_id: a registered environment with ``info["cost"]``.
+        episodes: that will be run.
+        n_envs: environments at once; None: as many as episodes, at most ``MOST_ENVS`` and as memory allows.
+        asynchronous: one process for each environment; None for ``n_envs`` then means one for each processor core.
+        kwargs: for the environment.
+
+    Raises:
+        TrebiError: a number is out of range, the spaces are not the policy's, or neither the environment nor the policy
+            tells how long an episode is.
+    """
+    if n_envs is not None:
+        check_count(n_envs, "n_envs")
+    with _made(env_id, **kwargs) as env:
+        _check_spaces(policy, env, env_id)
+        own, learned = env_time_limit(env), getattr(policy, "episode_length", None)
+    if own is None and learned is None:
+        raise TrebiError(
+            f"{env_id} has no time limit and the policy has no episode_length, so an episode might never end; register the "
+            "environment with max_episode_steps=..."
+        )
+    if own is None:
+        warnings.warn(
+            f"{env_id} has no time limit: its episodes are cut off after {learned} steps, the length of those that the "
+            "agent learned from",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif learned is not None and own > learned:
+        warnings.warn(
+            f"episodes of {env_id} last up to {own} steps, those that the agent learned from {learned}: from step {learned} "
+            "on it plans as if one step were left; make the environment with that limit, or learn from longer episodes",
+            UserWarning,
+            stacklevel=3,
+        )
+    limit = int(own or learned)
+    wanted = min(episodes, MOST_ENVS)
+    if n_envs is None and asynchronous:
+        n_envs = min(wanted, os.cpu_count() or 1)
+    elif n_envs is None:
+        n_envs = _fitting(env_id, wanted, kwargs)
+    return make_envs(env_id, n_envs, asynchronous=asynchronous, episode_length=limit, **kwargs), limit
+
+
+MOST_ENVS = 100
+"""Environments at once, if not said otherwise."""
+
+FEW_ENVS = 8
+"""So many are made without measuring what they take."""
+
+MEMORY_SHARE = 0.25
+"""Of the memory that is available, what environments may take if their number is not said."""
+
+
+def _fitting(env_id: str, wanted: int, kwargs: dict[str, Any]) -> int:
+    """Return how many environments are made, by what the first ones take of the memory."""
+    available = _available_memory()
+    if wanted <= FEW_ENVS or available is None:
+        return wanted
+    with contextlib.ExitStack() as stack:
+        taken = []
+        for _ in range(3):
+            env = stack.enter_context(_made(env_id, **kwargs))
+            env.reset(seed=0)
+            taken.append(_resident_memory())
+    # the first one also loads libraries, which all share
+    each = max(taken[2] - taken[0], 0) / 2
+    fitting = max(1, int(MEMORY_SHARE * available / each)) if each > 0 else wanted
+    if fitting < wanted:
+        logger.warning(
+            "%d environments at once instead of %d: each takes %.0f MB, and a quarter of the available memory is %.1f GB; "
+            "n_envs (--n-envs) sets another number",
+            fitting,
+            wanted,
+            each / 1e6,
+            MEMORY_SHARE * available / 1e9,
+        )
+    return min(fitting, wanted)
+
+
+def _resident_memory() -> int:
+    """Return how many bytes this process holds in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _available_memory() -> int | None:
+    """Return how many bytes can be had without swapping; None where the system does not tell (it is not Linux)."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no number
+        with open("/sys/fs/cgroup/memory.max") as file:
+            most = int(file.read())
+        with open("/sys/fs/cgroup/memory.current") as file:
+            available = min(available, most - int(file.read()))
+    return max(available, 0)
+
+
+@contextlib.contextmanager
+def _made(env_id: str, **kwargs: Any) -> Iterator[gym.Env[Any, Any]]:
+    """Make one environment, and close it at the end.
+
+    Raises:
+        TrebiError: it needs a package that is not installed.
+    """
+    try:
+        env = gym.make(env_id, **kwargs)
+    except ImportError as error:
+        raise TrebiError(f"the environment {env_id} cannot be made: {error}") from error
+    with contextlib.closing(env):
+        yield env
+
+
+def _limited(env: gym.Env[Any, Any], length: int) -> gym.Env[Any, Any]:
+    """Return the environment with a time limit, where its registration has given it none."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env
+    return gym.wrappers.TimeLimit(env, env_time_limit(env) or length)
+
+
+def env_time_limit(env: gym.Env[Any, Any]) -> int | None:
+    """Return an environment's time limit in steps, as its spec or its own ``max_episode_steps`` tells; None for none."""
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    if limit is None and env.has_wrapper_attr("max_episode_steps"):
+        limit = env.get_wrapper_attr("max_episode_steps")
+    return int(limit) if is_whole(limit) and limit >= 1 else None
+
+
+def _check_spaces(policy: Any, env: gym.Env[Any, Any], env_id: Any) -> None:
+    """Raise if a policy that has spaces acts in others than the environment has.
 
     Raises:
         TrebiError: their shapes differ.
@@ -124,7 +323,7 @@ def check_spaces(policy: Any, envs: gym.vector.VectorEnv[Any, Any, Any], env_id:
     own = [
         getattr(getattr(policy, name, None), "shape", None) for name in ("observation_space", "action_space")
     ]
-    found = [envs.single_observation_space.shape, envs.single_action_space.shape]
+    found = [env.observation_space.shape, env.action_space.shape]
     if None not in own and own != found:
         raise TrebiError(
             f"the agent's spaces have shapes {own[0]} and {own[1]} for observations and actions; {env_id} has {found[0]} "
@@ -156,9 +355,16 @@ def rollout(
         A ``RolloutStep`` after every step of the environments.
 
     Raises:
-        EnvironmentContractError: a step's info holds no finite ``"cost"``.
+        EnvironmentContractError: a step's info holds no finite ``"cost"``, or the environments reset themselves.
+        TrebiError: a seed that is none.
     """
     n_envs = envs.num_envs
+    if envs.metadata.get("autoreset_mode", AutoresetMode.DISABLED) != AutoresetMode.DISABLED:
+        raise EnvironmentContractError(
+            f"the environments reset themselves ({envs.metadata['autoreset_mode']}), which puts a step that is none after "
+            "each episode; make them with trebi_gym.rollout.make_envs"
+        )
+    seeds_of = _seeds(seed)
     jobs = enumerate(b if isinstance(b, Budget) else Budget(check_budget(b)) for b in budgets)
     idle = Budget(math.inf)  # with the discount of the jobs, since a policy may know budgets of that one only
     counted: list[Budget] = [idle] * n_envs
@@ -183,7 +389,7 @@ def rollout(
             if job is not None:
                 episode[index], counted[index] = job
                 idle = Budget(math.inf, counted[index].discount)
-                own = int(seed) + job[0] if isinstance(seed, numbers.Integral) else int(seed[job[0]])  # type: ignore[index]
+                own = seeds_of(job[0])
                 seeds[index] = own
                 changes[index] = schedule(own, counted[index].total) if callable(schedule) else schedule
         if not active.any():
@@ -210,7 +416,7 @@ def rollout(
         )
         actions = _for_every(np.asarray(chosen), rows, n_envs)
         next_observations, rewards, terminated, truncated, infos = envs.step(actions)
-        costs = _costs(infos, active)
+        costs = _costs(envs, infos, active)
         for index in np.flatnonzero(active):
             counted[index] = counted[index].charge(float(costs[index]))
         result = RolloutStep(
@@ -236,6 +442,19 @@ def rollout(
         episode_start = np.zeros(n_envs, dtype=np.bool_)
 
 
+def _seeds(seed: int | Sequence[int]) -> Callable[[int], int]:
+    """Return the function that gives each episode its environment's seed.
+
+    Raises:
+        TrebiError: a seed is not a whole number, negative, or too large.
+    """
+    if np.ndim(seed) == 0:
+        first = check_seed(seed)
+        return lambda episode: first + episode
+    listed = [check_seed(value) for value in seed]  # type: ignore[union-attr]
+    return lambda episode: listed[episode]
+
+
 def _still_needed(rows: npt.NDArray[np.int64], active: npt.NDArray[np.bool_], state: Any) -> tuple[Any, Any]:
     """Leave idle environments out once they are half of those that the policy is asked for, if its state can follow.
 
@@ -257,12 +476,24 @@ def _for_every(chosen: Array, rows: npt.NDArray[np.int64], n_envs: int) -> Array
     return actions
 
 
-def _costs(infos: dict[str, Any], active: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _costs(
+    envs: gym.vector.VectorEnv[Any, Any, Any], infos: dict[str, Any], active: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Return the cost (E,) of each environment's step.
+
+    Raises:
+        EnvironmentContractError: a running environment gave none, or none that can be trusted.
+    """
     if "cost" not in infos or not np.all(np.asarray(infos.get("_cost", True)) | ~active):
+        raise EnvironmentContractError(NO_COST)
+    given = np.asarray(infos["cost"])
+    of_gymnasium = isinstance(envs.unwrapped, (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv))
+    if given.dtype.kind not in "fiub" or (of_gymnasium and given.dtype != np.float64):
         raise EnvironmentContractError(
-            'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper(env, cost_function)'
+            f'the costs of the environments arrive as {given.dtype}, the type of the first environment\'s info["cost"], so '
+            "other costs may have been cut to it; make the environments with trebi_gym.rollout.make_envs"
         )
-    costs = np.asarray(infos["cost"], dtype=np.float64)
+    costs = given.astype(np.float64)
     if not np.all(np.isfinite(costs[active])):
         raise EnvironmentContractError(f'info["cost"] must be finite; got {costs[active]}')
     return costs

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trebi_gym.budget import check_remaining, is_whole
+from trebi_gym.budget import check_remaining
+from trebi_gym.checks import is_whole
 from trebi_gym.errors import BudgetError
 from trebi_gym.rollout import BudgetChange
 

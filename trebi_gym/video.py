@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from trebi_gym.budget import Budget, check_budget
+from trebi_gym.checks import check_seed
 from trebi_gym.errors import RenderingError, TrebiError
 from trebi_gym.files import replacing
-from trebi_gym.rollout import BudgetChange, Policy, make_envs, rollout
+from trebi_gym.rollout import BudgetChange, Policy, envs_for, rollout
 
 Frame = npt.NDArray[np.uint8]
 
 PANEL = 56
 """Height of the bar under the picture, in pixels."""
+
+NARROWEST = 240
+"""Width of a frame, in pixels, that the words under it need."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def record_video(
     budget: float,
     seed: int = 0,
     schedule: Sequence[BudgetChange] = (),
-    fps: int | None = None,
+    fps: float | None = None,
 ) -> Recording:
     """Run one episode and write it as an mp4; the file appears only when it is complete.
 
@@ -58,8 +63,8 @@ def record_video(
         fps: frames a second; None: the environment's own, else 30.
 
     Raises:
-        RenderingError: the environment gives no picture on this machine.
-        TrebiError: another ending than .mp4.
+        RenderingError: the environment gives no picture on this machine, or one that is none.
+        TrebiError: another ending than .mp4, or a seed or a number of frames that is out of range.
     """
     target = Path(path)
     if target.suffix != ".mp4":
@@ -67,9 +72,12 @@ def record_video(
     seeder = getattr(agent, "set_random_seed", None)
     if seeder is not None:
         seeder(seed)
-    envs = make_envs(env_id, 1, render_mode="rgb_array")
+    rate = None if fps is None else _check_rate(fps, "fps")
+    seed = check_seed(seed)
+    envs, _ = envs_for(agent, env_id, 1, render_mode="rgb_array")
     try:
-        rate = fps or int(envs.metadata.get("render_fps") or 30)
+        if rate is None:
+            rate = _check_rate(envs.metadata.get("render_fps") or 30, "the environment's render_fps")
         frames: list[Frame] = []
         episode_return = 0.0
         largest = check_budget(budget)
@@ -114,7 +122,7 @@ def draw_budget(frame: Frame, remaining: float, largest: float, *, cost: float, 
     return np.asarray(picture)
 
 
-def write_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: int) -> None:
+def write_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float) -> None:
     """Write frames (h, w, 3) of even sides as H.264.
 
     Raises:
@@ -138,5 +146,53 @@ def _render(envs: Any) -> Frame:
         raise RenderingError(
             f"{envs.spec.id if envs.spec else envs} gave no picture; it must support rgb_array"
         )
-    frame: Frame = np.asarray(pictures[0], dtype=np.uint8)
-    return frame
+    return as_frame(pictures[0])
+
+
+def as_frame(picture: Any) -> Frame:
+    """Return what an environment rendered as a frame (h, w, 3) of bytes, large enough to write on.
+
+    Taken are bytes, and floats from 0 to 1, of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), whose fourth channel is
+    the opacity over white. A picture that is narrower than ``NARROWEST`` is enlarged by a whole factor.
+
+    Raises:
+        RenderingError: it is of another shape or type, or its floats are not within 0 to 1.
+    """
+    array = np.asarray(picture)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise RenderingError(
+            f"a picture must have shape (h, w, 3), (h, w, 1), (h, w, 4) or (h, w); the environment gave {np.shape(picture)}"
+        )
+    if array.dtype.kind == "f":
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise RenderingError(
+                f"a picture of floats must lie within 0 to 1; the environment gave {array.min():g} to {array.max():g}: "
+                "let it render bytes (uint8)"
+            )
+        array = np.round(255.0 * array)
+    elif array.dtype != np.uint8:
+        raise RenderingError(
+            f"a picture must be of bytes (uint8), or of floats from 0 to 1; the environment gave {array.dtype}"
+        )
+    if array.shape[2] == 4:
+        opacity = array[:, :, 3:] / 255.0
+        array = np.round(opacity * array[:, :, :3] + (1.0 - opacity) * 255.0)
+    frame = np.broadcast_to(array, (*array.shape[:2], 3)).astype(np.uint8)
+    factor = math.ceil(NARROWEST / frame.shape[1])
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _check_rate(value: Any, name: str) -> float:
+    """Return frames a second.
+
+    Raises:
+        TrebiError: they are not a number above 0, or more than 1,000.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1000:
+        raise TrebiError(
+            f"{name} must be a number of frames a second, above 0 and at most 1000; got {value!r}"
+        )
+    return float(value)
