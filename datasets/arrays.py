@@ -31,7 +31,26 @@ def check_finite(name: str, array: Array) -> None:
 
 
 def frozen(array: Array) -> Array:
-    """Return a view that cannot be written to."""
+    """Return the same numbers so that nobody can change them: a copy, unless the memory cannot be written to anyway."""
+    if _is_writable(array):
+        array = array.copy()
     view = array.view()
     view.flags.writeable = False
+    if view.base is not None and isinstance(view.base, np.ndarray):
+        view.base.flags.writeable = False
     return view
+
+
+def given_away(array: Array) -> Array:
+    """Return an array that nobody else holds as one that cannot be written to, so that ``frozen`` need not copy it."""
+    array.flags.writeable = False
+    return array
+
+
+def _is_writable(array: Any) -> bool:
+    """Return whether the array, or any array that it is a view of, can be written to."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return True
+        array = array.base
+    return False

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from trebi_gym.datasets.arrays import check_finite, frozen
+from trebi_gym.checks import check_seed, is_whole
+from trebi_gym.datasets.arrays import check_finite, frozen, given_away
 from trebi_gym.datasets.splitting import check_steps, split
 from trebi_gym.errors import DatasetError
 
 Array = npt.NDArray[Any]
+
+
+TAILS = {
+    "unfinished_steps": "steps of an episode whose end was not recorded",
+    "dropped_steps": "steps left out",
+}
+"""Metadata that say what became of steps after the last marked end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +36,16 @@ class Episode:
     rewards: Array  # (L,)
     costs: Array  # (L,): row t is the cost that action t caused
     terminated: bool  # ended by the task itself
-    truncated: bool  # ended by a time limit
+    truncated: bool  # ended by a time limit, or its recording stopped
+
+    def __post_init__(self) -> None:
+        for name in ("observations", "actions", "rewards", "costs"):
+            view = np.asarray(getattr(self, name)).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, item.name) for item in fields(self))
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -48,8 +68,11 @@ class EpisodeDataset:
         costs: (S,): row t is the cost that action t caused.
         lengths: (E,) steps of every episode, at least 1.
         terminated: (E,) ended by the task itself.
-        truncated: (E,) ended by a time limit.
+        truncated: (E,) ended by a time limit, or its recording stopped.
         metadata: where the data come from; plain JSON.
+
+    Arrays that somebody else could write to are copied, and so are the metadata: nothing changes a data set afterwards,
+    copies of it and what comes out of a pickle included.
 
     Raises:
         DatasetError: shapes or lengths that do not fit, NaN or infinite values, no episode.
@@ -74,10 +97,21 @@ class EpisodeDataset:
             elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
                 array = array.astype(np.float64)
             object.__setattr__(self, name, frozen(array))
+        object.__setattr__(self, "metadata", MappingProxyType(copy.deepcopy(dict(self.metadata))))
         object.__setattr__(self, "lengths", frozen(np.asarray(self.lengths, dtype=np.int64)))
         object.__setattr__(self, "terminated", frozen(np.asarray(self.terminated, dtype=np.bool_)))
         object.__setattr__(self, "truncated", frozen(np.asarray(self.truncated, dtype=np.bool_)))
         self._validate()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _restored, ({**values, "metadata": dict(self.metadata)},)
+
+    def __copy__(self) -> EpisodeDataset:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> EpisodeDataset:
+        return self
 
     def _validate(self) -> None:
         episodes = len(self.lengths)
@@ -103,6 +137,12 @@ class EpisodeDataset:
         for name in ("terminated", "truncated"):
             if getattr(self, name).shape != (episodes,):
                 raise DatasetError(f"{name} must have shape ({episodes},); found {getattr(self, name).shape}")
+        for name, sums in (("rewards", self.episode_returns), ("costs", self.episode_costs)):
+            if not np.isfinite(sums).all():
+                raise DatasetError(
+                    f"the {name} of episode {int(np.argmax(~np.isfinite(sums)))} add up to more than a number can hold; "
+                    "remove that episode or mend the recording"
+                )
 
     @classmethod
     def from_steps(
@@ -119,9 +159,10 @@ class EpisodeDataset:
     ) -> EpisodeDataset:
         """Split S flat steps into episodes: one ends wherever ``terminals`` or ``timeouts`` is set.
 
-        Steps behind the last end belong to an unfinished episode and are left out;
-        ``metadata["dropped_steps"]`` counts them. Without next observations (None) the one after an episode's last
-        step is not known, and that of the last step is repeated.
+        Steps after the last end are kept as a truncated episode, with a warning; ``metadata["unfinished_steps"]`` counts
+        them. Where they are more than ``metadata["episode_length"]`` they are left out, with a warning, and counted in
+        ``metadata["dropped_steps"]``. Without next observations (None) the one after an episode's last step is not known,
+        and that of the last step is repeated.
 
         Raises:
             DatasetError: lengths that differ, NaN or infinite values, no finished episode, or a next observation
@@ -162,10 +203,10 @@ class EpisodeDataset:
                 )
         try:
             return cls(
-                observations=np.concatenate([episode.observations for episode in items]),
-                actions=np.concatenate([episode.actions for episode in items]),
-                rewards=np.concatenate([episode.rewards for episode in items]),
-                costs=np.concatenate([episode.costs for episode in items]),
+                observations=given_away(np.concatenate([episode.observations for episode in items])),
+                actions=given_away(np.concatenate([episode.actions for episode in items])),
+                rewards=given_away(np.concatenate([episode.rewards for episode in items])),
+                costs=given_away(np.concatenate([episode.costs for episode in items])),
                 lengths=np.array([len(episode) for episode in items]),
                 terminated=np.array([episode.terminated for episode in items]),
                 truncated=np.array([episode.truncated for episode in items]),
@@ -181,10 +222,29 @@ class EpisodeDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> Episode:
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EpisodeDataset: ...
+
+    def __getitem__(self, index: int | slice) -> Episode | EpisodeDataset:
+        """Return one episode, or the data set of a slice of them.
+
+        Raises:
+            IndexError: there is no such episode.
+            DatasetError: the index is no whole number, or the slice is empty.
+        """
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        if not is_whole(index):
+            raise DatasetError(
+                f"an episode is chosen by a whole number, episodes by a slice; got {index!r}: for a mask or a list use "
+                "select(...)"
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"episode {index} of {len(self)}")
-        index %= len(self)
+        index = int(index) % len(self)
         start, length = int(self.starts[index]), int(self.lengths[index])
         rows = slice(start, start + length)
         return Episode(
@@ -205,7 +265,11 @@ class EpisodeDataset:
         return (
             f"<{name}: {len(self)} episodes, {self.n_steps} steps, "
             f"observations ({self.observation_size},), actions ({self.action_size},), "
-            f"return {returns.min():.4g} to {returns.max():.4g}, cost {costs.min():.4g} to {costs.max():.4g}>"
+            f"return {returns.min():.4g} to {returns.max():.4g}, cost {costs.min():.4g} to {costs.max():.4g}"
+            + "".join(
+                f", {self.metadata[key]} {words}" for key, words in TAILS.items() if self.metadata.get(key)
+            )
+            + ">"
         )
 
     @property
@@ -238,21 +302,50 @@ class EpisodeDataset:
     @property
     def episode_returns(self) -> npt.NDArray[np.float64]:
         """(E,) sum of rewards of every episode."""
-        return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
+        return _sums(self.rewards, self.starts)
 
     @property
     def episode_costs(self) -> npt.NDArray[np.float64]:
         """(E,) sum of costs of every episode."""
-        return np.add.reduceat(self.costs.astype(np.float64), self.starts)
+        return _sums(self.costs, self.starts)
 
     @property
     def episode_length(self) -> int:
         """The task's time limit as far as known: from the metadata, else the longest episode."""
         return int(self.metadata.get("episode_length") or self.lengths.max())
 
-    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> EpisodeDataset:
-        """Return the data set of these episodes only."""
-        return EpisodeDataset.from_episodes((self[int(index)] for index in indices), self.metadata)
+    def select(self, chosen: Sequence[int] | Sequence[bool] | npt.NDArray[Any]) -> EpisodeDataset:
+        """Return the data set of these episodes only.
+
+        Args:
+            chosen: a mask (E,) of booleans, or the numbers of episodes in any order.
+
+        Raises:
+            DatasetError: it is neither, a mask of another length, names an episode that is not there, or chooses none.
+        """
+        return EpisodeDataset.from_episodes((self[index] for index in self._chosen(chosen)), self.metadata)
+
+    def _chosen(self, chosen: Any) -> list[int]:
+        try:
+            found = np.asarray(chosen)
+        except ValueError:
+            found = np.empty((0, 0))
+        if found.ndim != 1 or (found.dtype.kind not in "iub" and found.size):
+            raise DatasetError(
+                f"episodes are chosen by a list of whole numbers or a mask of {len(self)} booleans; got {chosen!r:.200}"
+            )
+        if found.dtype.kind == "b":
+            if len(found) != len(self):
+                raise DatasetError(
+                    f"a mask must hold {len(self)} booleans, one for each episode; got {len(found)}"
+                )
+            found = np.flatnonzero(found)
+        outside = [int(index) for index in found if not -len(self) <= index < len(self)]
+        if outside:
+            raise DatasetError(f"there is no episode {outside[0]}: the data set has {len(self)}, from 0 on")
+        if len(found) == 0:
+            raise DatasetError("no episode is chosen; a data set needs at least one")
+        return [int(index) for index in found]
 
     def split(self, share: float, seed: int = 0) -> tuple[EpisodeDataset, EpisodeDataset]:
         """Return two data sets: one to learn from, and a random share of the episodes that is held out.
@@ -260,8 +353,11 @@ class EpisodeDataset:
         Both note the split in ``metadata["split"]``; the same share and seed give the same episodes.
 
         Raises:
-            DatasetError: the share leaves one of them without an episode.
+            DatasetError: the share is no number, or leaves one of them without an episode; or the seed is none.
         """
+        seed = check_seed(seed, error=DatasetError)
+        if not isinstance(share, numbers.Real) or isinstance(share, bool):
+            raise DatasetError(f"share must be a number between 0 and 1; got {share!r}")
         count = round(share * len(self)) if 0 < share < 1 else 0
         if not 0 < count < len(self):
             raise DatasetError(
@@ -277,3 +373,16 @@ class EpisodeDataset:
             for part, indices in parts.items()
         )
         return learned, held
+
+
+def _restored(values: dict[str, Any]) -> EpisodeDataset:
+    """Return the data set of a pickle, whose arrays nobody else holds."""
+    arrays = {name: given_away(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return EpisodeDataset(**{**values, **arrays})
+
+
+def _sums(values: Array, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the sum (E,) of each episode's values; infinite where it is too large for a number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums: npt.NDArray[np.float64] = np.add.reduceat(values.astype(np.float64), starts)
+    return sums

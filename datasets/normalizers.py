@@ -13,6 +13,16 @@ from trebi_gym.errors import DatasetError
 Array = npt.NDArray[Any]
 
 
+ROUNDINGS = 4.0
+"""A column that varies by no more than so many roundings of its largest number is constant."""
+
+CANCELLED = 1e-12
+"""So is one that varies by less than this: what is left where numbers of around 1 cancel is about 1e-16."""
+
+VISIBLE = 1e-3
+"""How far float32 may move a center, in units of the scale, before float64 is kept."""
+
+
 class Normalizer(Protocol):
     """``normalize`` and ``unnormalize`` undo each other as far as the data reach."""
 
@@ -30,15 +40,21 @@ class AffineNormalizer:
     """``(x - center) / scale`` per dimension.
 
     ``gaussian`` uses mean and standard deviation (the paper's choice), ``limits`` maps minimum and maximum to -1 and 1.
-    A dimension that never varies has scale 1, so that it maps to 0 instead of to infinity.
+    A dimension that never varies has scale 1, so that it maps to 0 instead of to infinity. Both are float32, or float64
+    where float32 would move the center by a part of the scale that can be seen, as with times since 1970.
     """
 
-    center: npt.NDArray[np.float32]  # (n,)
-    scale: npt.NDArray[np.float32]  # (n,), positive
+    center: npt.NDArray[np.floating[Any]]  # (n,)
+    scale: npt.NDArray[np.floating[Any]]  # (n,), positive
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "center", np.asarray(self.center, dtype=np.float32))
-        object.__setattr__(self, "scale", np.asarray(self.scale, dtype=np.float32))
+        center, scale = np.asarray(self.center), np.asarray(self.scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = np.abs(center.astype(np.float64) - center.astype(np.float32).astype(np.float64))
+            exact = center.shape != scale.shape or bool((moved <= VISIBLE * scale).all())
+            kind = np.float32 if exact else np.float64
+            object.__setattr__(self, "center", center.astype(kind))
+            object.__setattr__(self, "scale", scale.astype(kind))
         if self.center.shape != self.scale.shape or self.center.ndim != 1:
             raise DatasetError(
                 f"center and scale must both have shape (n,); got {self.center.shape}, {self.scale.shape}"
@@ -57,20 +73,27 @@ class AffineNormalizer:
 
 def fit_gaussian(values: Array) -> AffineNormalizer:
     """Fit mean and standard deviation to (S, n) values, accumulated in float64."""
-    mean = values.mean(axis=0, dtype=np.float64)
-    deviation = values.std(axis=0, dtype=np.float64)
-    return _affine(mean, deviation)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # numbers that are too large are refused by the normaliser
+        mean = values.mean(axis=0, dtype=np.float64)
+        deviation = values.std(axis=0, dtype=np.float64)
+    return _affine(mean, deviation, values)
 
 
 def fit_limits(values: Array) -> AffineNormalizer:
     """Fit the middle and the half width of the range of (S, n) values."""
     low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
-    return _affine((low + high) / 2, (high - low) / 2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _affine((low + high) / 2, (high - low) / 2, values)
 
 
-def _affine(center: Array, scale: Array) -> AffineNormalizer:
+def _affine(center: Array, scale: Array, values: Array) -> AffineNormalizer:
+    """Return the normaliser; a column that varies by its numbers' precision only is constant, and gets scale 1."""
     # rounding alone gives a constant column a tiny spread, by which its noise would be blown up
-    constant = scale <= 1e-6 * np.maximum(1.0, np.abs(center))
+    kind = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
+    magnitude = np.maximum(np.abs(values.min(axis=0)), np.abs(values.max(axis=0))).astype(np.float64)
+    constant = scale <= np.maximum(ROUNDINGS * float(np.finfo(kind).eps) * magnitude, CANCELLED)
     return AffineNormalizer(center=center, scale=np.where(constant, 1.0, scale))
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trebi_gym.datasets.arrays import check_finite
+from trebi_gym.checks import is_whole
+from trebi_gym.datasets.arrays import check_finite, given_away
 from trebi_gym.errors import DatasetError
 
 Array = npt.NDArray[Any]
+
+_logger = logging.getLogger(__name__)
 
 MATRICES = ("observations", "next_observations", "actions")
 CHUNK = 1 << 18
@@ -55,36 +59,51 @@ def jumps(
 ) -> npt.NDArray[np.int64]:
     """Return the steps at which no end is marked although the next observation is not the following step's.
 
+    Numbers of different precision, such as float32 beside float64, are compared in the coarser one.
+
     Args:
         observations: (S, O).
         next_observations: (S, O).
         ends: (S,) steps that are marked as an episode's last.
     """
     found = []
+    kinds = [observations.dtype, next_observations.dtype]
+    both = all(kind.kind == "f" for kind in kinds)
+    coarser = min(kinds, key=lambda kind: kind.itemsize) if both else np.result_type(*kinds)
     for first in range(0, len(ends) - 1, CHUNK):
         rows = slice(first, min(first + CHUNK, len(ends) - 1))
         following = slice(rows.start + 1, rows.stop + 1)
-        differs = (next_observations[rows] != observations[following]).any(axis=1) & ~ends[rows]
+        with np.errstate(over="ignore"):  # what is too large for the coarser precision is infinite there
+            after = next_observations[rows].astype(coarser, copy=False)
+            before = observations[following].astype(coarser, copy=False)
+        differs = (after != before).any(axis=1) & ~ends[rows]
         found.append(np.flatnonzero(differs) + first)
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
-def timeouts_by_length(terminals: npt.NDArray[np.bool_], limit: int) -> npt.NDArray[np.bool_]:
-    """Return (S,) the steps at which a time limit of ``limit`` steps ended an episode, given the task's own ends."""
-    ends = np.flatnonzero(terminals)
-    rows = np.arange(len(terminals))
-    starts = np.concatenate([[0], ends + 1])
-    within = rows - starts[np.searchsorted(ends, rows, side="left")]
-    reached: npt.NDArray[np.bool_] = ((within + 1) % limit == 0) & ~terminals
+def timeouts_by_length(ends: npt.NDArray[np.bool_], limit: int) -> npt.NDArray[np.bool_]:
+    """Return (S,) the steps at which a time limit of ``limit`` steps ended an episode, counted from the end before.
+
+    Args:
+        ends: (S,) all ends that are known otherwise: by the task, or since the following step does not go on.
+        limit: the longest episode, in steps.
+    """
+    known = np.flatnonzero(ends)
+    rows = np.arange(len(ends))
+    starts = np.concatenate([[0], known + 1])
+    within = rows - starts[np.searchsorted(known, rows, side="left")]
+    reached: npt.NDArray[np.bool_] = ((within + 1) % limit == 0) & ~ends
     return reached
 
 
 def split(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of an ``EpisodeDataset``, from checked flat arrays.
 
-    Steps behind the last end belong to an unfinished episode and are left out; ``metadata["dropped_steps"]`` counts
-    them. Without ``next_observations`` the observation after an episode's last step is not known, and that of the last
-    step is repeated; nothing that is learned reads it.
+    Steps after the last marked end are an episode whose recording stopped before its end. They are kept as a truncated
+    episode, counted in ``metadata["unfinished_steps"]``. If they are more than the ``episode_length`` in the metadata they
+    cannot be one episode: then they are left out, and ``metadata["dropped_steps"]`` counts them. Both are warned of.
+    Without ``next_observations`` the observation after an episode's last step is not known, and that of the last step is
+    repeated; nothing that is learned reads it.
 
     Raises:
         DatasetError: no finished episode, or a next observation that is not the following step's observation although
@@ -98,7 +117,21 @@ def split(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> dict[str,
             f"none of the {len(marked)} steps is marked in terminals or timeouts, "
             "so the data hold no finished episode; mark at least the last step of every episode"
         )
-    steps = int(ends[-1]) + 1
+    information = dict(metadata)
+    steps, tail = len(marked), len(marked) - 1 - int(ends[-1])
+    limit = information.get("episode_length")
+    if tail and is_whole(limit) and 1 <= limit < tail:
+        steps -= tail
+        information["dropped_steps"] = tail
+        _logger.warning(
+            "the last %d steps have no marked end and are more than an episode of %d steps: they are left out",
+            tail,
+            limit,
+        )
+    elif tail:
+        ends = np.append(ends, steps - 1)
+        information["unfinished_steps"] = tail
+        _logger.warning("the last %d steps have no marked end: they are kept as a truncated episode", tail)
     lengths = np.diff(ends, prepend=-1)
     observations = arrays["observations"]
     following = arrays.get("next_observations")
@@ -114,16 +147,13 @@ def split(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> dict[str,
     joined = np.empty((steps + len(ends), observations.shape[1]), observations.dtype)
     joined[np.arange(steps) + np.repeat(np.arange(len(ends)), lengths)] = observations[:steps]
     joined[ends + np.arange(len(ends)) + 1] = (observations if following is None else following)[ends]
-    information = dict(metadata)
-    if len(marked) > steps:
-        information["dropped_steps"] = len(marked) - steps
     return {
-        "observations": joined,
+        "observations": given_away(joined),
         "actions": arrays["actions"][:steps],
         "rewards": arrays["rewards"][:steps],
         "costs": arrays["costs"][:steps],
         "lengths": lengths,
         "terminated": terminal[ends],
-        "truncated": timeout[ends] & ~terminal[ends],
+        "truncated": ~terminal[ends],
         "metadata": information,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -217,7 +218,7 @@ def envs_for(
             UserWarning,
             stacklevel=3,
         )
-    limit = int(own or learned)
+    limit = own if own is not None else int(learned)  # type: ignore[arg-type]
     wanted = min(episodes, MOST_ENVS)
     if n_envs is None and asynchronous:
         n_envs = min(wanted, os.cpu_count() or 1)
@@ -311,7 +312,7 @@ def env_time_limit(env: gym.Env[Any, Any]) -> int | None:
     limit = None if env.spec is None else env.spec.max_episode_steps
     if limit is None and env.has_wrapper_attr("max_episode_steps"):
         limit = env.get_wrapper_attr("max_episode_steps")
-    return int(limit) if is_whole(limit) and limit >= 1 else None
+    return int(limit) if isinstance(limit, numbers.Integral) and limit >= 1 else None
 
 
 def _check_spaces(policy: Any, env: gym.Env[Any, Any], env_id: Any) -> None:

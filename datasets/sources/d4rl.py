@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trebi_gym.costs import resolve_cost
 from trebi_gym.datasets.episode import EpisodeDataset
-from trebi_gym.datasets.sources.base import Reading
+from trebi_gym.datasets.sources.base import Reading, replaced_costs
 from trebi_gym.datasets.sources.hdf5 import (
     REPEATED,
     end_at_jumps,
@@ -81,9 +81,13 @@ class D4RL:
         metadata = read_metadata(path, METADATA)
         try:
             arrays = check_steps(arrays)
-            if "timeouts" not in arrays:
-                arrays["timeouts"] = _timeouts(arrays, reading)
-            notes = end_at_jumps(arrays, path)
+            unmarked = "timeouts" not in arrays
+            if unmarked:
+                arrays["timeouts"] = _no_timeouts(arrays, reading)
+            notes = end_at_jumps(arrays, path, expected=reading.time_limit if unmarked else None)
+            if unmarked and reading.time_limit is not None:
+                ends = arrays["terminals"].astype(np.bool_) | arrays["timeouts"].astype(np.bool_)
+                arrays["timeouts"] = arrays["timeouts"] | timeouts_by_length(ends, reading.time_limit)
             if "next_observations" not in arrays:
                 notes.append(REPEATED)
                 arrays["next_observations"] = following_observations(arrays)
@@ -106,12 +110,14 @@ class D4RL:
         write_flat(path, arrays, dataset.metadata, METADATA)
 
 
-def _timeouts(arrays: dict[str, Array], reading: Reading) -> npt.NDArray[np.bool_]:
-    terminals = arrays["terminals"].astype(np.bool_)
-    if reading.time_limit is not None:
-        return timeouts_by_length(terminals, reading.time_limit)
-    if "next_observations" in arrays:
-        return np.zeros(len(terminals), dtype=np.bool_)  # ends show where next_observations jump
+def _no_timeouts(arrays: dict[str, Array], reading: Reading) -> npt.NDArray[np.bool_]:
+    """Return (S,) False, where ends can be told by the time limit or by next observations that jump.
+
+    Raises:
+        DatasetError: by neither.
+    """
+    if reading.time_limit is not None or "next_observations" in arrays:
+        return np.zeros(len(arrays["terminals"]), dtype=np.bool_)
     raise DatasetError(
         "it has neither timeouts nor next_observations, so that an episode's end by a time limit cannot be told; pass "
         'episode_length=..., or the known name of what it holds, such as name="hopper-medium-v2"'
@@ -140,8 +146,9 @@ def _costs(arrays: dict[str, Array], infos: dict[str, Array], reading: Reading) 
             'holds (name="hopper-medium-v2", which needs infos/qpos), or add costs, an array of what each step cost; '
             f"found {', '.join([*arrays, *(f'infos/{key}' for key in infos)])}"
         )
-    costs = function(arrays["observations"], arrays["actions"], arrays["next_observations"], infos)
-    return np.asarray(costs).astype(np.result_type(arrays["rewards"].dtype, np.float32), copy=False)
+    seen = (arrays[key] for key in ("observations", "actions", "next_observations"))
+    costs = replaced_costs(function, *seen, infos)
+    return costs.astype(np.result_type(arrays["rewards"].dtype, np.float32), copy=False)
 
 
 def _first_column(array: Array | None) -> Array | None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import (
@@ -55,9 +53,8 @@ class DSRL:
                 notes.append(REPEATED)
                 arrays["next_observations"] = following_observations(arrays)
             if reading.cost is not None:
-                arrays["costs"] = np.asarray(
-                    reading.cost(arrays["observations"], arrays["actions"], arrays["next_observations"], {})
-                )
+                seen = (arrays[key] for key in ("observations", "actions", "next_observations"))
+                arrays["costs"] = reading.costs(*seen, {})
             metadata = foreign_metadata(metadata, path, reading, notes)
             return EpisodeDataset.from_steps(**arrays, metadata=metadata)
         except DatasetError as error:

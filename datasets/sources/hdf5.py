@@ -160,10 +160,11 @@ def following_observations(arrays: Mapping[str, Array]) -> Array:
 REPEATED = "the observation after an episode's last step is not in the file: the last one is repeated"
 
 
-def end_at_jumps(arrays: dict[str, Array], path: Path) -> list[str]:
+def end_at_jumps(arrays: dict[str, Array], path: Path, *, expected: int | None = None) -> list[str]:
     """Mark a timeout wherever the next observation is not the following step's; return a note about how many.
 
-    Files of others have such places: episodes that were put one behind the other without their ends.
+    Files of others have such places: episodes that were put one after the other without their ends. An episode of
+    ``expected`` steps, the time limit of a file without marks, is not worth a note.
 
     Raises:
         DatasetError: so many that the next observations cannot be what their name says.
@@ -182,6 +183,12 @@ def end_at_jumps(arrays: dict[str, Array], path: Path) -> list[str]:
     timeouts = arrays["timeouts"].astype(np.bool_)
     timeouts[found] = True
     arrays["timeouts"] = timeouts
+    if expected is not None:
+        every = np.flatnonzero(ends | timeouts)
+        steps = np.diff(every, prepend=-1)
+        found = found[steps[np.searchsorted(every, found)] % expected != 0]
+        if not len(found):
+            return []
     note = f"{len(found)} episodes end where next_observations jump although no end is marked, first at step {found[0]}"
     _logger.warning("%s: %s", path, note)
     return [note]

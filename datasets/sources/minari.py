@@ -146,7 +146,7 @@ def _episode(found: Mapping[str, Any], reading: Reading) -> Episode:
         )
     infos = _by_step(found.get("infos") or {}, steps)
     if reading.cost is not None:
-        costs = np.asarray(reading.cost(observations[:-1], actions, observations[1:], infos))
+        costs = reading.costs(observations[:-1], actions, observations[1:], infos)
     elif "cost" in infos:
         costs = infos["cost"]
     else:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import (
@@ -42,11 +40,10 @@ class NativeHDF5:
         """
         arrays = read_flat(path, [key for key in KEYS if not (key == "costs" and reading.cost is not None)])
         metadata = read_metadata(path, METADATA)
-        if reading.cost is not None:
-            arrays["costs"] = np.asarray(
-                reading.cost(arrays["observations"], arrays["actions"], arrays["next_observations"], {})
-            )
         try:
+            if reading.cost is not None:
+                seen = (arrays[key] for key in ("observations", "actions", "next_observations"))
+                arrays["costs"] = reading.costs(*seen, {})
             return EpisodeDataset.from_steps(**arrays, metadata=metadata)
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from error

@@ -82,7 +82,7 @@ def test_rollouts_that_were_killed_and_gone_on_with_equal_uninterrupted_ones(
 def test_kept_blocks_are_read_and_not_recorded_again(stochastic_policy, tmp_path, monkeypatch):
     whole = mixture(stochastic_policy, tmp_path / "a.parts")
     assert len([name for name in files(tmp_path) if "part-" in name]) >= 5
-    monkeypatch.setattr(collecting, "make_envs", lambda *_: pytest.fail("a block was recorded again"))
+    monkeypatch.setattr(collecting, "envs_for", lambda *_: pytest.fail("a block was recorded again"))
     assert_same(mixture(stochastic_policy, tmp_path / "a.parts", resume=True), whole)
 
 

@@ -165,7 +165,7 @@ def test_metadata_of_a_run_with_functions_among_its_hyperparameters_go_into_json
 def test_a_number_of_steps_that_is_not_positive_is_refused(steps):
     with pytest.raises(DatasetError, match=f"steps must be a whole number of at least 1; got {steps}"):
         generate("Ledger-v0", "random", steps=steps, seed=0)
-    with pytest.raises(DatasetError, match="steps must be at least 1"):
+    with pytest.raises(DatasetError, match="steps must be a whole number of at least 1"):
         collect("Ledger-v0", Scripted(), steps=steps, seed=0)
 
 

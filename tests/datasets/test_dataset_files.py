@@ -82,11 +82,14 @@ def test_a_plain_dsrl_file_without_our_metadata_is_read(file):
     assert dict(dataset.metadata) == {"name": file.stem}
 
 
-def test_an_unfinished_tail_in_a_file_is_left_out_and_counted(file):
+def test_an_unfinished_tail_in_a_file_is_a_truncated_episode_and_told(file, caplog):
     rewrite(file, replace("timeouts", lambda x: x & (np.arange(8) != 7)))
     dataset = load(file)
-    assert dataset.lengths.tolist() == [3, 1]
-    assert dataset.metadata["dropped_steps"] == 4
+    assert dataset.lengths.tolist() == [3, 1, 4]
+    assert (bool(dataset.terminated[-1]), bool(dataset.truncated[-1])) == (False, True)
+    assert dataset.metadata["unfinished_steps"] == 4
+    assert "4 steps of an episode whose end was not recorded" in repr(dataset)
+    assert "the last 4 steps have no marked end: they are kept as a truncated episode" in caplog.text
 
 
 @pytest.mark.parametrize("key", KEYS)

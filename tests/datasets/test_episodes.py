@@ -1,5 +1,9 @@
 """EpisodeDataset: how flat steps become episodes, and what is refused."""
 
+import copy
+import dataclasses
+import pickle  # noqa: TID251 (a data set must stay what it is in one)
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,16 +58,153 @@ def test_an_episode_holds_its_own_rows_and_the_observation_after_its_last_step()
     assert len(episode) == 3
 
 
-def test_steps_behind_the_last_end_are_dropped_and_counted():
+def test_steps_after_the_last_end_are_kept_as_a_truncated_episode(caplog):
     steps = flat_steps([2, 3])
     steps["timeouts"][-1] = False
     dataset = EpisodeDataset.from_steps(**steps)
+    assert dataset.lengths.tolist() == [2, 3]
+    assert dataset.truncated[-1]
+    assert dataset.metadata["unfinished_steps"] == 3
+    assert "3 steps of an episode whose end was not recorded" in repr(dataset)
+    assert "the last 3 steps have no marked end" in caplog.text
+
+
+def test_one_mark_at_the_start_of_a_long_log_keeps_what_follows():
+    steps = flat_steps([40, 960])
+    steps["timeouts"][-1] = False
+    assert EpisodeDataset.from_steps(**steps).lengths.tolist() == [40, 960]
+
+
+def test_steps_after_the_last_end_that_cannot_be_one_episode_are_left_out_and_told(caplog):
+    steps = flat_steps([2, 3])
+    steps["timeouts"][-1] = False
+    dataset = EpisodeDataset.from_steps(**steps, metadata={"episode_length": 2})
     assert dataset.lengths.tolist() == [2]
     assert dataset.metadata["dropped_steps"] == 3
+    assert "3 steps left out" in repr(dataset)
+    assert "more than an episode of 2 steps: they are left out" in caplog.text
 
 
-def test_nothing_is_counted_as_dropped_where_every_episode_ends():
-    assert "dropped_steps" not in EpisodeDataset.from_steps(**flat_steps([2, 3])).metadata
+def test_an_unfinished_tail_whose_steps_are_not_in_order_is_refused():
+    steps = flat_steps([2, 3])
+    steps["timeouts"][-1] = False
+    steps["next_observations"][3] += 1
+    with pytest.raises(DatasetError, match=r"next_observations\[3\] differs from observations\[4\]"):
+        EpisodeDataset.from_steps(**steps)
+
+
+def test_nothing_is_counted_where_every_episode_ends():
+    metadata = EpisodeDataset.from_steps(**flat_steps([2, 3])).metadata
+    assert not {"dropped_steps", "unfinished_steps"} & set(metadata)
+
+
+def test_a_mask_chooses_episodes():
+    dataset = EpisodeDataset.from_steps(**flat_steps([2, 3, 1, 4]))
+    assert dataset.select(dataset.lengths <= 2).lengths.tolist() == [2, 1]
+    assert dataset.select([True, False, False, True]).lengths.tolist() == [2, 4]
+    assert dataset.select(np.array([-1, 0, 0])).lengths.tolist() == [4, 2, 2]
+    assert dataset[1:3].lengths.tolist() == [3, 1]
+    assert dataset[::-1].lengths.tolist() == [4, 1, 3, 2]
+    assert len(dataset[np.int64(1)]) == len(dataset[-3]) == 3
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=4).filter(any))
+def test_a_mask_is_the_same_as_its_numbers(mask):
+    dataset = EpisodeDataset.from_steps(**flat_steps([2, 3, 1, 4]))
+    numbers = [index for index, chosen in enumerate(mask) if chosen]
+    assert dataset.select(mask).lengths.tolist() == dataset.select(numbers).lengths.tolist()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([1.7], "list of whole numbers or a mask"),
+        ([1.0], "list of whole numbers or a mask"),
+        (["1"], "list of whole numbers or a mask"),
+        (3, "list of whole numbers or a mask"),
+        (None, "list of whole numbers or a mask"),
+        ([None], "list of whole numbers or a mask"),
+        ([[0, 1]], "list of whole numbers or a mask"),
+        ([[0], [1, 2]], "list of whole numbers or a mask"),
+        ([True, False], "a mask must hold 4 booleans"),
+        ([4], "there is no episode 4: the data set has 4"),
+        ([-5], "there is no episode -5"),
+        ([], "no episode is chosen"),
+        ([False] * 4, "no episode is chosen"),
+    ],
+)
+def test_what_chooses_no_episodes_is_refused(chosen, message):
+    dataset = EpisodeDataset.from_steps(**flat_steps([2, 3, 1, 4]))
+    with pytest.raises(DatasetError, match=message):
+        dataset.select(chosen)
+
+
+@pytest.mark.parametrize("index", [1.0, "1", None, [0, 1], True, np.array([0, 1])])
+def test_an_index_that_is_no_number_is_refused(index):
+    with pytest.raises(DatasetError, match="an episode is chosen by a whole number"):
+        EpisodeDataset.from_steps(**flat_steps([2, 3]))[index]
+
+
+@pytest.mark.parametrize(
+    ("share", "seed"), [(["x"], 0), ("x", 0), (True, 0), (None, 0), (0.5, -1.0), (0.5, None)]
+)
+def test_a_split_by_no_share_or_seed_is_refused(share, seed):
+    with pytest.raises(DatasetError, match="must be a"):
+        EpisodeDataset.from_steps(**flat_steps([2, 3])).split(share, seed)
+
+
+def test_nobody_can_change_a_data_set_afterwards():
+    steps, metadata = flat_steps([2, 3]), {"notes": ["a"]}
+    dataset = EpisodeDataset.from_steps(**steps, metadata=metadata)
+    before = dataset.costs.tolist()
+    for array in steps.values():
+        array[...] = 0
+    metadata["notes"].append("b")
+    assert dataset.costs.tolist() == before
+    assert dataset.metadata == {"notes": ["a"]}
+    with pytest.raises(TypeError):
+        dataset.metadata["name"] = "another"
+    for other in (
+        copy.copy(dataset),
+        copy.deepcopy(dataset),
+        pickle.loads(pickle.dumps(dataset)),
+        dataclasses.replace(dataset, metadata={}),
+        dataset[0:1],
+    ):
+        for name in ("observations", "actions", "rewards", "costs", "lengths", "terminated", "truncated"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(other, name)[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        pickle.loads(pickle.dumps(dataset[0])).costs[:] = 0
+
+
+def test_a_writable_view_of_memory_is_copied_and_an_owned_array_is_not():
+    steps = flat_steps([2, 3])
+    readable = steps["actions"].view()
+    readable.flags.writeable = False  # its memory can still be written to
+    dataset = EpisodeDataset.from_steps(**{**steps, "actions": readable})
+    assert not np.shares_memory(dataset.actions, steps["actions"])
+    assert np.shares_memory(dataclasses.replace(dataset, metadata={}).actions, dataset.actions)
+
+
+def test_sums_that_no_number_can_hold_are_refused_without_a_warning(recwarn):
+    steps = flat_steps([2, 3])
+    steps["costs"] = np.full(5, 1e308)
+    with pytest.raises(DatasetError, match="the costs of episode 0 add up to more than a number can hold"):
+        EpisodeDataset.from_steps(**steps)
+    assert not recwarn.list
+
+
+def test_the_same_observations_in_two_precisions_are_in_order():
+    steps = flat_steps([2, 3])
+    exact = np.cumsum(np.full((6, 1), 0.1), axis=0)
+    steps["observations"], steps["next_observations"] = exact[:5].astype(np.float32), exact[1:]
+    assert EpisodeDataset.from_steps(**steps).lengths.tolist() == [2, 3]
+    swapped = {**steps, "observations": exact[:5], "next_observations": exact[1:].astype(np.float32)}
+    assert EpisodeDataset.from_steps(**swapped).lengths.tolist() == [2, 3]
+    steps["next_observations"] = steps["next_observations"] + np.float64(1e-5)
+    with pytest.raises(DatasetError, match="differs from observations"):
+        EpisodeDataset.from_steps(**steps)
 
 
 def test_columns_of_one_number_are_read_as_flat_arrays():
