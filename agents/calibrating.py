@@ -25,7 +25,7 @@ from trebi_gym.checks import is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
 from trebi_gym.errors import CalibrationError
-from trebi_gym.files import check_writable, replacing
+from trebi_gym.files import check_writable, read_json, replacing
 from trebi_gym.rollout import envs_for, rollout
 
 if TYPE_CHECKING:
@@ -152,10 +152,10 @@ def _kept(keep: str | os.PathLike[str] | None, request: dict[str, Any]) -> dict[
     check_writable(keep)
     if not Path(keep).exists():
         return {}
+    document = read_json(keep, "what an interrupted calibration leaves", CalibrationError)
     try:
-        document = json.loads(Path(keep).read_text())
         before, found = dict(document["request"]), document["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CalibrationError(
             f"{keep} is not what an interrupted calibration leaves: {error!r}; delete it"
         ) from error

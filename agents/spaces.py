@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import get_device
 
 from trebi_gym.checks import check_seed
 from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.datasets.spaces import registered_spaces
 from trebi_gym.errors import ConfigError, DatasetError, EnvironmentContractError
 
 logger = logging.getLogger(__name__)
@@ -76,12 +77,10 @@ def agent_spaces(env_or_spaces: Any) -> tuple[gym.spaces.Box, gym.spaces.Box]:
 
 def spaces_of_dataset(dataset: EpisodeDataset) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """Return the spaces of the environment that the data set names, else boxes around its numbers."""
-    env_id = dataset.metadata.get("env_id")
-    name = env_id.rpartition(":")[2] if isinstance(env_id, str) else None
-    if name in gym.registry:
-        with gym.make(name) as env:
-            return agent_spaces(env)
-    logger.info("the data set names no registered environment; actions are bounded by those in the data")
+    found = registered_spaces(dataset.metadata.get("env_id"))
+    if found is not None:
+        return agent_spaces(found)
+    logger.info("no environment tells the spaces; actions are bounded by those in the data")
     low, high = dataset.actions.min(axis=0), dataset.actions.max(axis=0)
     shape = (dataset.observation_size,)
     return (

@@ -23,7 +23,7 @@ from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.native_hdf5 import NativeHDF5
 from trebi_gym.errors import DatasetError
-from trebi_gym.files import lock, replacing
+from trebi_gym.files import lock, read_json, replacing
 
 REQUEST, STATE, LOCK = "request.json", "state.json", "lock"
 OURS = (REQUEST, STATE, LOCK, "part-*.hdf5", "state-*.safetensors", "whole.*", "run", ".*.tmp.*")
@@ -89,7 +89,7 @@ class Parts:
     def _check_request(self) -> None:
         path = self.folder / REQUEST
         try:
-            stored = json.loads(path.read_text())
+            stored = read_json(path, "the request of a recording")
             if not isinstance(stored, dict):
                 raise ValueError(f"it holds {stored!r}")
         except (OSError, ValueError, RecursionError) as error:
@@ -136,7 +136,9 @@ class Parts:
         if not path.is_file():
             return None
         try:
-            document = json.loads(path.read_text())
+            document = read_json(path, "the state of a recording")
+            if not fnmatch(document["tensors"], "state-*.safetensors") or "/" in document["tensors"]:
+                raise ValueError(f"it names the tensors {document['tensors']!r}")
             tensors = load_file(self.folder / document["tensors"])
             found: dict[str, Any] = _unpack(document["state"], tensors)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -6,6 +6,7 @@ paper's discounted units, and the factor by which its code turned one into the o
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,13 +174,18 @@ def places(name: str) -> list[Path]:
     """
     recipe = RECIPES.get(name)
     published = [recipe.d4rl_file] if recipe is not None and recipe.url else []
-    mine = user_data_folder()
-    return [
-        shipped_folder() / f"{name}.hdf5",
-        *(mine / candidate for candidate in (*_own_names(name), *published)),
-        *(d4rl_folder() / candidate for candidate in published),
-        minari_folder() / name,
-    ]
+    found = [shipped_folder() / f"{name}.hdf5"]
+    for folder, candidates in (
+        (user_data_folder, [*_own_names(name), *published]),
+        (d4rl_folder, published),
+        (minari_folder, [name]),
+    ):
+        if candidates:
+            with contextlib.suppress(
+                DatasetError
+            ):  # without a home folder only what is set can be looked into
+                found += [folder() / candidate for candidate in candidates]
+    return found
 
 
 def how_to_get(name: str) -> str:
@@ -206,23 +212,34 @@ def shipped_folder() -> Path:
 
 def user_data_folder() -> Path:
     """Return the folder for built data sets: ``TREBI_DATA``, else the user's data directory."""
-    base = _folder("XDG_DATA_HOME", Path.home() / ".local" / "share")
-    return _folder("TREBI_DATA", base / "trebi-gym")
+    if os.environ.get("TREBI_DATA"):
+        return _folder("TREBI_DATA", "")
+    return _folder("XDG_DATA_HOME", "~/.local/share") / "trebi-gym"
 
 
 def d4rl_folder() -> Path:
     """Return the folder into which D4RL downloads: ``D4RL_DATASET_DIR``, else ``~/.d4rl/datasets``."""
-    return _folder("D4RL_DATASET_DIR", Path.home() / ".d4rl" / "datasets")
+    return _folder("D4RL_DATASET_DIR", "~/.d4rl/datasets")
 
 
 def minari_folder() -> Path:
     """Return the folder of Minari's data sets: ``MINARI_DATASETS_PATH``, else ``~/.minari/datasets``."""
-    return _folder("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets")
+    return _folder("MINARI_DATASETS_PATH", "~/.minari/datasets")
 
 
-def _folder(variable: str, default: Path) -> Path:
-    chosen = os.environ.get(variable)
-    return Path(chosen).expanduser() if chosen else default
+def _folder(variable: str, default: str) -> Path:
+    """Return the folder that a variable of the environment names, else the default.
+
+    Raises:
+        DatasetError: it lies in the home folder, and this user has none.
+    """
+    chosen = os.environ.get(variable) or default
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise DatasetError(
+            f"the folder {chosen} lies in the home folder, and this user has none; set {variable} to another folder"
+        ) from error
 
 
 def _own_names(name: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from trebi_gym.budget import Budget, check_remaining
 from trebi_gym.checks import is_whole
 from trebi_gym.envs.wrappers import BudgetWrapper, Info, StepResult
 from trebi_gym.errors import ConfigError
-from trebi_gym.files import replacing
+from trebi_gym.files import read_json, replacing
 
 FORMAT = "trebi-gym adaptive budget"
 FIELDS = {"format", "risk", "rate", "low", "high", "share", "episodes", "broken"}
@@ -172,12 +172,9 @@ class AdaptiveBudgetWrapper(BudgetWrapper):
         Raises:
             ConfigError: there is no such file, or it is not one.
         """
-        try:
-            state = json.loads(Path(path).read_text())
-        except FileNotFoundError as error:
+        if not Path(path).exists():
             raise ConfigError(
                 f"there is no file {path}; the first day has nothing to load, and save makes it"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is not a saved AdaptiveBudgetWrapper: {error}") from error
+            )
+        state = read_json(path, "a saved AdaptiveBudgetWrapper", ConfigError)
         self.load_state_dict(state)

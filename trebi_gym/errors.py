@@ -39,3 +39,7 @@ class EnvironmentContractError(TrebiError, TypeError):
 
 class RenderingError(TrebiError, RuntimeError):
     """Nothing can be drawn on this machine as it is set up."""
+
+
+class StorageError(TrebiError, OSError):
+    """A file that cannot be written or read where it is asked for."""

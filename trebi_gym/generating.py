@@ -11,7 +11,7 @@ import tyro
 from tqdm import tqdm
 
 from trebi_gym.errors import ConfigError, DatasetError
-from trebi_gym.files import check_writable
+from trebi_gym.files import check_writable, read_json
 
 WARNING = "Stable-Baselines3 unpickles {}, which can run code that is in such a file: load only files that you trust"
 WORDS = {"True": True, "False": False, "None": None}
@@ -212,10 +212,7 @@ def _hyperparameters(
     """Return the recipe's hyperparameters, or the file's, with the flags' over them."""
     found = dict(recipes)
     if file is not None:
-        try:
-            found = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--hyperparameters {file} cannot be read as JSON: {error}") from error
+        found = read_json(file, "a file of --hyperparameters, in JSON", ConfigError)
         if not isinstance(found, dict):
             raise ConfigError(
                 f"--hyperparameters {file} must hold a JSON object of constructor arguments; found {found!r}"

@@ -179,7 +179,7 @@ class Evaluation:
             document = json.loads(text)
             records = tuple(EpisodeRecord(**_infinite(item)) for item in document["episodes"])
             return cls(records, document["metadata"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TrebiError(f"this is not a saved evaluation: {error!r}") from error
 
     def to_csv(self) -> str:

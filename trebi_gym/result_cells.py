@@ -16,7 +16,7 @@ from typing import Any, Literal
 import trebi_gym
 from trebi_gym.agents.checked import plain
 from trebi_gym.errors import ConfigError, TrebiError
-from trebi_gym.files import lock, replacing
+from trebi_gym.files import lock, read_json, replacing
 from trebi_gym.records import EpisodeRecord, Evaluation, Summary
 from trebi_gym.result_plan import METHODS, NEEDED, RATIOS, TASKS, config_of
 
@@ -43,7 +43,7 @@ def read_cell(path: Path) -> Cell:
         ConfigError: it is none.
     """
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path, "a cell of the results")
         cell = Cell(dict(document["request"]), dict(document["found"]), dict(document["made"]))
         _ = [cell.found[name] for name in NEEDED.get(path.stem.partition("-")[0], ())]
         if path.parent.name in METHODS or "evaluation" in cell.found:  # no part without episodes

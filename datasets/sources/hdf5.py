@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,137 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from trebi_gym.datasets.arrays import given_away
 from trebi_gym.datasets.episode import EpisodeDataset
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.splitting import jumps
 from trebi_gym.errors import DatasetError
-from trebi_gym.files import replacing
+from trebi_gym.files import check_regular, replacing
 
 Array = npt.NDArray[Any]
 
 KEYS = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a file that is damaged, depending on where."""
-MOST_BYTES_UNSTORED = 1 << 30
-"""An array that claims more than this, and more than compression can explain, is refused before memory is taken."""
-MOST_COMPRESSION = 1_100
-"""Deflate shrinks nothing further."""
+UNSTORED_BYTES = 1 << 29
+"""So much may the arrays of a file claim, whatever its size."""
+COMPRESSION = 50
+"""And so many times its size; recorded episodes shrink to between a half and a twentieth."""
 
 _logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_guarded(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file that may be a stranger's, for ``member`` to look into.
+
+    Raises:
+        DatasetError: it is no regular file.
+    """
+    check_regular(path, DatasetError)
+    with h5py.File(path, "r") as file:
+        yield file
+
+
+def member(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
+    """Return what a group holds under a name, or under several that ``/`` joins; None where there is nothing.
+
+    HDF5 can make one file read others: by external and soft links, by arrays that are stored elsewhere, and by virtual
+    arrays. None of these is followed or opened.
+
+    Raises:
+        DatasetError: there is such a thing on the way.
+    """
+    first, _, rest = key.partition("/")
+    where = f"{group.file.filename}: {group.name.rstrip('/')}/{first}"
+    try:
+        link = group.get(first, getlink=True)
+    except KeyError:
+        return None
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise DatasetError(
+            f"{where} is a link to somewhere else, which is not followed; give a file that holds its arrays itself"
+        )
+    found = group[first]
+    if isinstance(found, h5py.Dataset):
+        _check_stored_here(found, where)
+    elif not isinstance(found, h5py.Group):
+        raise DatasetError(f"{where} is neither an array nor a group")
+    if not rest:
+        return found
+    return member(found, rest) if isinstance(found, h5py.Group) else None
+
+
+def _check_stored_here(array: h5py.Dataset, where: str) -> None:
+    layout = array.id.get_create_plist()
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count() > 0:
+        raise DatasetError(
+            f"{where} is put together from other files, which are not read; give a file that holds it itself"
+        )
+
+
+def check_file(path: Path) -> None:
+    """Look through an HDF5 file that another library will read.
+
+    Raises:
+        DatasetError: it leads to other files, its arrays claim more than it can hold, or it cannot be read.
+    """
+    seen: set[int] = set()
+
+    def visit(group: h5py.Group, bound: _Bound) -> None:
+        for key in group:
+            found = member(group, key)
+            assert found is not None
+            address = h5py.h5o.get_info(found.id).addr
+            if address in seen:
+                continue  # a second name of the same thing
+            seen.add(address)
+            if isinstance(found, h5py.Group):
+                visit(found, bound)
+            else:
+                bound.add(found)
+
+    with _readable(path), open_guarded(path) as file:
+        visit(file, _Bound(path))
+
+
+class _Bound:
+    """How many bytes may be read of one file: arrays can claim more than the file holds, and memory would be taken."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._most = UNSTORED_BYTES + COMPRESSION * path.stat().st_size
+        self._claimed = 0
+
+    def add(self, array: h5py.Dataset) -> None:
+        """Count an array.
+
+        Raises:
+            DatasetError: all together claim more than the file can hold.
+        """
+        self._claimed += int(array.size or 0) * max(array.dtype.itemsize, 1)
+        if self._claimed > self._most:
+            raise DatasetError(
+                f"{self._path}: its arrays claim {self._claimed} bytes and more ({array.name}: {array.shape} of "
+                f"{array.dtype}), the file has {self._path.stat().st_size}; it is damaged, or was made to exhaust the memory"
+            )
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what h5py raises for a damaged file into one error.
+
+    Raises:
+        DatasetError: in its place.
+    """
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (*HDF5_ERRORS, MemoryError, RecursionError) as error:
+        raise DatasetError(f"{path} cannot be read as HDF5, perhaps it is cut short: {error}") from error
 
 
 def top_keys(path: Path) -> tuple[set[str], set[str]] | None:
@@ -36,7 +151,7 @@ def top_keys(path: Path) -> tuple[set[str], set[str]] | None:
     if not path.is_file() or not h5py.is_hdf5(path):
         return None
     try:
-        with h5py.File(path, "r") as file:
+        with open_guarded(path) as file:
             return set(map(str, file)), set(map(str, file.attrs))
     except HDF5_ERRORS:
         return None
@@ -61,24 +176,24 @@ def read_flat(
     Raises:
         DatasetError: the file is cut short or damaged, or keys are missing.
     """
-    needed = list(needed)
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in needed if not isinstance(file.get(key), h5py.Dataset)]
-            if missing:
-                raise DatasetError(
-                    f"{path} lacks {', '.join(missing)}; a data set needs {', '.join(needed)}; "
-                    f"found {', '.join(map(str, file)) or 'nothing'}"
-                )
-            there = [key for key in optional if isinstance(file.get(key), h5py.Dataset)]
-            if folder is not None and isinstance(file.get(folder), h5py.Group):
-                group = file[folder]
-                there += [f"{folder}/{key}" for key in group if isinstance(group[key], h5py.Dataset)]
-            return {key: _array(file[key], path) for key in (*needed, *there)}
-    except DatasetError:
-        raise
-    except (*HDF5_ERRORS, MemoryError) as error:
-        raise DatasetError(f"{path} cannot be read as HDF5, perhaps it is cut short: {error}") from error
+    needed, bound = list(needed), _Bound(path)
+    with _readable(path), open_guarded(path) as file:
+        found = {key: member(file, key) for key in (*needed, *optional)}
+        missing = [key for key in needed if not isinstance(found[key], h5py.Dataset)]
+        if missing:
+            raise DatasetError(
+                f"{path} lacks {', '.join(missing)}; a data set needs {', '.join(needed)}; "
+                f"found {', '.join(map(str, file)) or 'nothing'}"
+            )
+        group = None if folder is None else member(file, folder)
+        if isinstance(group, h5py.Group):
+            found |= {f"{folder}/{key}": member(group, key) for key in group}
+        arrays = {key: array for key, array in found.items() if isinstance(array, h5py.Dataset)}
+        for key, array in arrays.items():
+            if array.dtype.kind not in "fiub":
+                raise DatasetError(f"{path}: {key} must hold numbers; found {array.dtype}")
+            bound.add(array)
+        return {key: given_away(np.asarray(array[()])) for key, array in arrays.items()}
 
 
 def read_metadata(path: Path, attribute: str) -> dict[str, Any]:
@@ -87,11 +202,8 @@ def read_metadata(path: Path, attribute: str) -> dict[str, Any]:
     Raises:
         DatasetError: it is not a JSON object.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            stored = file.attrs.get(attribute)
-    except HDF5_ERRORS as error:
-        raise DatasetError(f"{path} cannot be read as HDF5, perhaps it is cut short: {error}") from error
+    with _readable(path), open_guarded(path) as file:
+        stored = file.attrs.get(attribute)
     if stored is None:
         return {}
     try:
@@ -110,10 +222,15 @@ def write_flat(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, A
         DatasetError: the metadata are not plain JSON.
     """
     document = json_text(metadata)
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        for key, array in arrays.items():
-            file.create_dataset(key, data=array, compression="gzip", compression_opts=9, shuffle=True)
-        file.attrs[attribute] = document
+    with replacing(path) as temporary:
+        # made in memory and written by Python: where the disk is full, HDF5 ends the process
+        with h5py.File(temporary.name, "w", driver="core", backing_store=False) as file:
+            for key, array in arrays.items():
+                file.create_dataset(key, data=array, compression="gzip", compression_opts=9, shuffle=True)
+            file.attrs[attribute] = document
+            file.flush()
+            image = file.id.get_file_image()
+        temporary.write_bytes(image)
 
 
 def json_text(metadata: Mapping[str, Any]) -> str:
@@ -209,18 +326,3 @@ def foreign_metadata(
         before = metadata.get("notes")
         metadata["notes"] = [*(before if isinstance(before, list) else []), *notes]
     return metadata
-
-
-def _array(stored: h5py.Dataset, path: Path) -> Array:
-    size = stored.size or 0
-    claimed = size * stored.dtype.itemsize
-    if claimed > MOST_BYTES_UNSTORED and claimed > MOST_COMPRESSION * stored.id.get_storage_size():
-        raise DatasetError(
-            f"{path}: {stored.name} claims {stored.shape} numbers but stores {stored.id.get_storage_size()} bytes"
-        )
-    if stored.is_virtual:
-        raise DatasetError(
-            f"{path}: {stored.name} is put together from other files, which may be missing; give a file that holds it"
-        )
-    array: Array = np.asarray(stored[()])
-    return array

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from trebi_gym.datasets.episode import Episode, EpisodeDataset
 from trebi_gym.datasets.recipes import minari_folder
 from trebi_gym.datasets.sources.base import Reading
-from trebi_gym.datasets.sources.hdf5 import HDF5_ERRORS, json_text
+from trebi_gym.datasets.sources.hdf5 import HDF5_ERRORS, check_file, json_text
+from trebi_gym.datasets.spaces import registered_spaces
 from trebi_gym.errors import DatasetError, EnvironmentContractError
-from trebi_gym.files import replacing_folder
+from trebi_gym.files import check_regular, read_json, replacing_folder
 
 Array = npt.NDArray[Any]
 
@@ -103,16 +104,32 @@ def _data_folder(path: Path) -> Path | None:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "metadata.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{folder / 'metadata.json'} is not JSON: {error}") from error
+    _check_inside(folder)
+    found = read_json(folder / "metadata.json", "the description of a Minari data set", DatasetError)
     # without the spaces Minari would make the environment that the file names, and so run what a stranger chose
     needed = ("observation_space", "action_space", "data_format", "total_episodes")
     missing = [key for key in needed if key not in found] if isinstance(found, dict) else list(needed)
     if missing:
         raise DatasetError(f"{folder / 'metadata.json'} lacks {', '.join(missing)}")
     return dict(found)
+
+
+def _check_inside(folder: Path) -> None:
+    """Raise unless all files of a data set lie in its folder and hold their numbers themselves.
+
+    Raises:
+        DatasetError: one is a link to elsewhere, a pipe or a device, or leads to other files.
+    """
+    inside = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        if not path.resolve().is_relative_to(inside):
+            raise DatasetError(
+                f"{path} is a link that leaves the data set's folder; give a folder that holds its files"
+            )
+        if not path.is_dir():
+            check_regular(path, DatasetError)
+        if path.suffix in (".hdf5", ".h5"):
+            check_file(path)
 
 
 def _read(folder: Path, description: Mapping[str, Any], reading: Reading) -> EpisodeDataset:
@@ -239,10 +256,9 @@ def _at_end(steps: int, value: bool) -> Array:
 
 def _spaces(dataset: EpisodeDataset) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """Return the spaces of the registered environment, else such as hold the data."""
-    env_id = str(dataset.metadata.get("env_id") or "")
-    if env_id in gym.registry:
-        with gym.make(env_id) as env:
-            seen, acts = env.observation_space, env.action_space
+    found = registered_spaces(dataset.metadata.get("env_id"))
+    if found is not None:
+        seen, acts = found
         sizes = [(dataset.observation_size,), (dataset.action_size,)]
         if (
             isinstance(seen, gym.spaces.Box)
