@@ -77,7 +77,13 @@ class Case:
             self.note(name)
             try:
                 MUTATORS[self.kind][name](subject, self)
-            except (TypeError, ValueError, KeyError, IndexError, AttributeError):  # after what an earlier one did
+            except (
+                TypeError,
+                ValueError,
+                KeyError,
+                IndexError,
+                AttributeError,
+            ):  # after what an earlier one did
                 self.note("does not apply")
         self.write_notes()
 
@@ -97,17 +103,19 @@ class Kind:
     """Makes the material, once, in a folder; forked workers share it."""
     attempt: Callable[[Case], None]
     """Makes the input and uses it. Returns when the result is right; lets errors pass; raises ``BadOutcome``."""
+    limit: float = 20.0
+    """Seconds that one case may take."""
 
 
 KINDS: dict[str, Kind] = {}
 MUTATORS: dict[str, dict[str, Callable[[Any, Case], None]]] = {}
 
 
-def kind(name: str, words: str, prepare: Callable[[Path], Any]) -> Callable[[Any], Any]:
+def kind(name: str, words: str, prepare: Callable[[Path], Any], limit: float = 20.0) -> Callable[[Any], Any]:
     """Enter a function as what a kind attempts."""
 
     def enter(attempt: Callable[[Case], None]) -> Callable[[Case], None]:
-        KINDS[name] = Kind(name, words, prepare, attempt)
+        KINDS[name] = Kind(name, words, prepare, attempt, limit)
         MUTATORS.setdefault(name, {})
         return attempt
 

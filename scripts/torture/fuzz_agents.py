@@ -123,7 +123,9 @@ def json_order(saved: Saved, case: Case) -> None:
 
 @mutator("agents")
 def network_option(saved: Saved, case: Case) -> None:
-    network = saved.document["config"][case.pick(("denoiser", "reward_critic", "cost_critic", "outcome_critic"))]
+    network = saved.document["config"][
+        case.pick(("denoiser", "reward_critic", "cost_critic", "outcome_critic"))
+    ]
     if isinstance(network, dict) and isinstance(network.get("options"), dict):
         option = case.pick([*network["options"], "width", "blocks", "levels", "unknown"])
         network["options"][option] = hostile.value(case)
@@ -133,10 +135,16 @@ def network_option(saved: Saved, case: Case) -> None:
 
 @mutator("agents")
 def other_network(saved: Saved, case: Case) -> None:
-    network = saved.document["config"][case.pick(("denoiser", "reward_critic", "cost_critic", "outcome_critic"))]
+    network = saved.document["config"][
+        case.pick(("denoiser", "reward_critic", "cost_critic", "outcome_critic"))
+    ]
     if isinstance(network, dict):
-        network["name"] = case.pick(("mlp", "temporal_unet", "temporal_value", "budget", "torture_canary", ""))
-        network["options"] = case.pick(({}, {"dim": 8}, {"dim": 10**6}, {"dim_mults": [1] * 60}, {"width": 8}))
+        network["name"] = case.pick(
+            ("mlp", "temporal_unet", "temporal_value", "budget", "torture_canary", "")
+        )
+        network["options"] = case.pick(
+            ({}, {"dim": 8}, {"dim": 10**6}, {"dim_mults": [1] * 60}, {"width": 8})
+        )
         case.note(network)
     saved.harmless = False
 
@@ -155,7 +163,9 @@ def planner_entry(saved: Saved, case: Case) -> None:
 
 
 def _some_tensor(saved: Saved, case: Case) -> tuple[str, dict[str, Any]] | None:
-    names = [name for name, entry in saved.header.items() if isinstance(entry, dict) and "data_offsets" in entry]
+    names = [
+        name for name, entry in saved.header.items() if isinstance(entry, dict) and "data_offsets" in entry
+    ]
     name = case.pick(names) if names else None
     return None if name is None else (name, saved.header[name])
 
@@ -203,7 +213,9 @@ def header_shape(saved: Saved, case: Case) -> None:
     name, entry = found
     entry["dtype"] = case.pick((*SIZES, entry.get("dtype"), "F128", "f32"))
     count = len(saved.body) // 4
-    entry["shape"] = case.pick(([], [0], [count], [1, *np.atleast_1d(entry.get("shape", [])).tolist()], [2**32, 2**32], [-1]))
+    entry["shape"] = case.pick(
+        ([], [0], [count], [1, *np.atleast_1d(entry.get("shape", [])).tolist()], [2**32, 2**32], [-1])
+    )
     case.note(f"{name}: {entry['dtype']} {entry['shape']}")
     saved.harmless = False
 
@@ -284,7 +296,9 @@ def _bomb(name: str) -> bytes:
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(DOCUMENT if name == TENSORS else TENSORS, b"{}")
         with archive.open(name, "w", force_zip64=True) as member:
-            member.write(struct.pack("<Q", 15 << 20) + b" " * (20 << 20) if name == TENSORS else b" " * (20 << 20))
+            member.write(
+                struct.pack("<Q", 15 << 20) + b" " * (20 << 20) if name == TENSORS else b" " * (20 << 20)
+            )
     return stream.getvalue()
 
 
@@ -311,9 +325,13 @@ def zip_directory(saved: Saved, case: Case) -> None:
     at = data.rfind(b"PK\x01\x02") if case.rng.random() < 0.5 else data.find(b"PK\x01\x02")
     if at < 0:
         return
-    place, form = case.pick(((8, "<H"), (10, "<H"), (16, "<I"), (20, "<I"), (24, "<I"), (28, "<H"), (38, "<I"), (42, "<I")))
+    place, form = case.pick(
+        ((8, "<H"), (10, "<H"), (16, "<I"), (20, "<I"), (24, "<I"), (28, "<H"), (38, "<I"), (42, "<I"))
+    )
     top = 2 ** (8 * struct.calcsize(form)) - 1
-    data[at + place : at + place + struct.calcsize(form)] = struct.pack(form, case.pick((0, 1, 99, top // 2, top)))
+    data[at + place : at + place + struct.calcsize(form)] = struct.pack(
+        form, case.pick((0, 1, 99, top // 2, top))
+    )
     case.note(f"at {place}")
     saved.whole, saved.harmless = bytes(data), False
 
@@ -321,5 +339,7 @@ def zip_directory(saved: Saved, case: Case) -> None:
 @mutator("agents")
 def no_zip(saved: Saved, case: Case) -> None:
     """A pickle, nothing, JSON, or noise under the name of an agent."""
-    saved.whole = case.pick((b"", b"cos\nsystem\n(S'true'\ntR.", b"{}", case.rng.bytes(500), b"PK\x05\x06" + b"\0" * 18))
+    saved.whole = case.pick(
+        (b"", b"cos\nsystem\n(S'true'\ntR.", b"{}", case.rng.bytes(500), b"PK\x05\x06" + b"\0" * 18)
+    )
     saved.harmless = False

@@ -48,7 +48,9 @@ class Stored:
 
     def copy(self) -> Stored:
         document = None if self.document is None else json.loads(json.dumps(self.document))
-        return Stored({key: array.copy() for key, array in self.arrays.items()}, dict(self.attributes), document)
+        return Stored(
+            {key: array.copy() for key, array in self.arrays.items()}, dict(self.attributes), document
+        )
 
     def write(self, path: Path) -> None:
         with h5py.File(path, "w") as file:
@@ -71,12 +73,17 @@ def _prepare(name: str) -> Callable[[Path], Stored]:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / ("torture-v0" if name == "minari" else "torture.hdf5")
         if not target.exists():
-            save(make_dataset(env_id="SafePendulum-v0" if name == "native" else None), target, format=FORMATS[name])
+            save(
+                make_dataset(env_id="SafePendulum-v0" if name == "native" else None),
+                target,
+                format=FORMATS[name],
+            )
         file = target / "data" / "main_data.hdf5" if name == "minari" else target
         stored = Stored({}, {}, None)
         if name == "minari":
             stored.document = json.loads((target / "data" / "metadata.json").read_text())
         with h5py.File(file) as opened:
+
             def take(place: str, item: Any) -> None:
                 if isinstance(item, h5py.Dataset):
                     stored.arrays[place] = item[()]
@@ -124,29 +131,48 @@ def check(found: EpisodeDataset, target: Path, case: Case) -> None:
     for name in ("observations", "actions", "rewards", "costs"):
         array = getattr(found, name)
         must(np.isfinite(array).all(), f"{name} are not finite")
-        must(not (np.asarray(array, np.float64) == SECRET).any(), f"{name} hold another file's numbers", "leak")
+        must(
+            not (np.asarray(array, np.float64) == SECRET).any(), f"{name} hold another file's numbers", "leak"
+        )
     must(found.lengths.min() >= 1, "an episode without a step")
     must(int(found.lengths.sum()) == len(found.rewards), "lengths do not add up")
     if case.kind == "minari":
         return
     with h5py.File(target) as file:
         rewards = np.asarray(file["rewards"][()], np.float64).reshape(-1)
-        costs = np.asarray(file["infos/cost" if "infos/cost" in file and "costs" not in file else "costs"][()], np.float64).reshape(-1)
-        ends = [np.asarray(file[name][()]).reshape(-1).astype(bool) for name in ("terminals", "timeouts") if name in file]
+        costs = np.asarray(
+            file["infos/cost" if "infos/cost" in file and "costs" not in file else "costs"][()], np.float64
+        ).reshape(-1)
+        ends = [
+            np.asarray(file[name][()]).reshape(-1).astype(bool)
+            for name in ("terminals", "timeouts")
+            if name in file
+        ]
         observations = np.asarray(file["observations"][()], np.float64)
     steps = len(found.rewards)
-    must(steps + found.metadata.get("dropped_steps", 0) == len(rewards) or steps == len(rewards), f"{steps} of {len(rewards)} steps")
+    must(
+        steps + found.metadata.get("dropped_steps", 0) == len(rewards) or steps == len(rewards),
+        f"{steps} of {len(rewards)} steps",
+    )
     must(_same(found.rewards, rewards[:steps]), "rewards are not the file's")
     must(_same(found.costs, costs[:steps]), "costs are not the file's")
-    must(_same(found.observations[found.observation_rows], observations[:steps]), "observations are not the file's")
+    must(
+        _same(found.observations[found.observation_rows], observations[:steps]),
+        "observations are not the file's",
+    )
     marked = np.flatnonzero(np.logical_or.reduce(ends)[:steps])
     must(np.isin(marked, np.cumsum(found.lengths) - 1).all(), "an episode goes on after a marked end")
     totals = [float(part.sum()) for part in np.split(costs[:steps], np.cumsum(found.lengths)[:-1])]
-    must(np.allclose(found.episode_costs, totals, rtol=1e-5, atol=1e-6), "costs of episodes are not the file's sums")
+    must(
+        np.allclose(found.episode_costs, totals, rtol=1e-5, atol=1e-6),
+        "costs of episodes are not the file's sums",
+    )
 
 
 def _same(found: np.ndarray, stored: np.ndarray) -> bool:
-    return found.shape == stored.shape and np.allclose(np.asarray(found, np.float64), stored, rtol=1e-3, atol=1e-6)
+    return found.shape == stored.shape and np.allclose(
+        np.asarray(found, np.float64), stored, rtol=1e-3, atol=1e-6
+    )
 
 
 # what the arrays hold
@@ -176,20 +202,38 @@ def text_array(stored: Stored, case: Case) -> None:
 def shape(stored: Stored, case: Case) -> None:
     key = _key(stored, case)
     array = stored.arrays[key]
-    way = case.pick(("scalar", "axis", "column", "flat", "shorter", "longer", "empty", "wide", "transposed", "none", "thin"))
-    stored.arrays[key] = {
-        "scalar": lambda: array.reshape(-1)[0] if array.size else array,
-        "axis": lambda: array[None],
-        "column": lambda: array[..., None],
-        "flat": lambda: array.reshape(-1),
-        "shorter": lambda: array[:-1],
-        "longer": lambda: np.concatenate([array, array[-1:]]) if array.ndim else array,
-        "empty": lambda: array[:0] if array.ndim else array,
-        "wide": lambda: np.repeat(array[..., None] if array.ndim < 2 else array, 50, axis=-1),
-        "transposed": lambda: array.T,
-        "none": lambda: h5py.Empty("f4"),
-        "thin": lambda: array[:, :0] if array.ndim == 2 else array,
-    }[way]() if not isinstance(array, h5py.Empty) else array
+    way = case.pick(
+        (
+            "scalar",
+            "axis",
+            "column",
+            "flat",
+            "shorter",
+            "longer",
+            "empty",
+            "wide",
+            "transposed",
+            "none",
+            "thin",
+        )
+    )
+    stored.arrays[key] = (
+        {
+            "scalar": lambda: array.reshape(-1)[0] if array.size else array,
+            "axis": lambda: array[None],
+            "column": lambda: array[..., None],
+            "flat": lambda: array.reshape(-1),
+            "shorter": lambda: array[:-1],
+            "longer": lambda: np.concatenate([array, array[-1:]]) if array.ndim else array,
+            "empty": lambda: array[:0] if array.ndim else array,
+            "wide": lambda: np.repeat(array[..., None] if array.ndim < 2 else array, 50, axis=-1),
+            "transposed": lambda: array.T,
+            "none": lambda: h5py.Empty("f4"),
+            "thin": lambda: array[:, :0] if array.ndim == 2 else array,
+        }[way]()
+        if not isinstance(array, h5py.Empty)
+        else array
+    )
     case.note(f"{key}: {way}")
 
 
@@ -199,8 +243,12 @@ def values(stored: Stored, case: Case) -> None:
     array = stored.arrays[key]
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or not array.size:
         return
-    word = case.pick((np.nan, np.inf, -np.inf, 1e30, -1e30, 1e-40, 3.4e38, -1, 2, 255, 0.5, 1e308, -0.0, SECRET + 1))
-    array = array.astype(np.float64) if not np.can_cast(np.min_scalar_type(word), array.dtype) else array.copy()
+    word = case.pick(
+        (np.nan, np.inf, -np.inf, 1e30, -1e30, 1e-40, 3.4e38, -1, 2, 255, 0.5, 1e308, -0.0, SECRET + 1)
+    )
+    array = (
+        array.astype(np.float64) if not np.can_cast(np.min_scalar_type(word), array.dtype) else array.copy()
+    )
     if case.rng.random() < 0.5:
         array.reshape(-1)[int(case.rng.integers(array.size))] = word
     else:
@@ -247,7 +295,9 @@ def keys(stored: Stored, case: Case) -> None:
     elif way == "group":
         stored.arrays[f"{key}/{key}"] = stored.arrays.pop(key)
     elif way == "extra":
-        stored.arrays[case.pick(("costs", "infos/cost", "infos/qpos", "é", "x/y/z", "infos/deep/er"))] = np.arange(5.0)
+        stored.arrays[case.pick(("costs", "infos/cost", "infos/qpos", "é", "x/y/z", "infos/deep/er"))] = (
+            np.arange(5.0)
+        )
     else:
         stored.arrays[key] = stored.arrays[_key(stored, case)].copy()
     case.note(f"{way} {key}")
@@ -280,8 +330,22 @@ def metadata(stored: Stored, case: Case) -> None:
                 if case.rng.random() < 0.5:
                     hostile.spoil_tree(tree, case)
                 else:
-                    name = case.pick(("env_id", "episode_length", "name", "notes", "env_spec", "dropped_steps", "split", "replaced_cost", "algorithm"))
-                    tree[name] = case.pick((hostile.value(case), "torture_canary:Env-v0", "torture_canary", {"id": "x"}))
+                    name = case.pick(
+                        (
+                            "env_id",
+                            "episode_length",
+                            "name",
+                            "notes",
+                            "env_spec",
+                            "dropped_steps",
+                            "split",
+                            "replaced_cost",
+                            "algorithm",
+                        )
+                    )
+                    tree[name] = case.pick(
+                        (hostile.value(case), "torture_canary:Env-v0", "torture_canary", {"id": "x"})
+                    )
                     case.note(f"{name} = {str(tree[name])[:40]}")
                 stored.attributes[place] = json.dumps(tree)
             return
@@ -325,7 +389,9 @@ def link(stored: Stored, case: Case) -> None:
     key = _key(stored, case)
     if "/" in key and case.rng.random() < 0.3:
         key = key.split("/")[0]
-    secret = case.pick((str(case.canary / "secret.hdf5"), os.path.relpath(case.canary / "secret.hdf5", case.folder)))
+    secret = case.pick(
+        (str(case.canary / "secret.hdf5"), os.path.relpath(case.canary / "secret.hdf5", case.folder))
+    )
     target = case.pick(
         (h5py.SoftLink("/nowhere"), h5py.SoftLink(f"/{key}"), h5py.SoftLink("/"), h5py.SoftLink(f"/{_key(stored, case)}"),
          h5py.ExternalLink(secret, "/secret"), h5py.ExternalLink(secret, "/flat"), h5py.ExternalLink(secret, "/"),
@@ -340,7 +406,15 @@ def external_storage(stored: Stored, case: Case) -> None:
     """An array whose bytes lie in another file, or in a device that never ends."""
     key = _key(stored, case)
     array = np.asarray(stored.arrays[key]) if isinstance(stored.arrays[key], np.ndarray) else np.zeros(10)
-    place = case.pick((str(case.canary / "secret.bin"), os.path.relpath(case.canary / "secret.bin", case.folder), str(case.canary / "pipe"), "/dev/zero", "/etc/hostname"))
+    place = case.pick(
+        (
+            str(case.canary / "secret.bin"),
+            os.path.relpath(case.canary / "secret.bin", case.folder),
+            str(case.canary / "pipe"),
+            "/dev/zero",
+            "/etc/hostname",
+        )
+    )
     rows = case.pick((array.shape[:1], array.shape[:1], (10**9,)))
     full = (*rows, *array.shape[1:])
     size = int(np.prod(full, dtype=object)) * 4
@@ -372,7 +446,13 @@ def claimed(stored: Stored, case: Case) -> None:
     rows = case.pick((array.shape[0] if array.ndim else 1, 10**5, 10**7, 10**9, 2**40, 2**62))
     full = (rows, *array.shape[1:]) if case.rng.random() < 0.7 else (*array.shape[:1], rows)
     fill = case.pick((None, 0.0, np.nan, 1.0))
-    layout = case.pick(({"chunks": tuple(min(side, 64) for side in full)}, {"chunks": tuple(min(side, 4096) for side in full), "compression": "gzip"}, {}))
+    layout = case.pick(
+        (
+            {"chunks": tuple(min(side, 64) for side in full)},
+            {"chunks": tuple(min(side, 4096) for side in full), "compression": "gzip"},
+            {},
+        )
+    )
 
     def make(file: h5py.File) -> None:
         made = file.create_dataset(key, shape=full, dtype=case_dtype, fillvalue=fill, **layout)
@@ -438,7 +518,9 @@ def _rewrite(path: Path, case: Case, first: int | None) -> None:
 @mutator(*ALL)
 def at_path(stored: Stored, case: Case) -> None:
     """No file but a link, a pipe, a folder, a device or other contents."""
-    way = case.pick(("symlink to itself", "dangling", "pipe", "folder", "zero", "text", "empty", "same by symlink"))
+    way = case.pick(
+        ("symlink to itself", "dangling", "pipe", "folder", "zero", "text", "empty", "same by symlink")
+    )
 
     def change(path: Path) -> None:
         copy = path.with_name("copy.hdf5")

@@ -136,7 +136,11 @@ def _plain(made: Any) -> float | None:
         return float(made[0].remaining)
     try:
         array = np.asarray(made.detach() if hasattr(made, "detach") else made)
-        real = array.dtype.kind in "fiuO" and array.size == 1 and not isinstance(array.reshape(-1)[0], (str, bool))
+        real = (
+            array.dtype.kind in "fiuO"
+            and array.size == 1
+            and not isinstance(array.reshape(-1)[0], (str, bool))
+        )
         return float(array.reshape(-1)[0]) if real else None
     except (TypeError, ValueError, OverflowError):
         return None
@@ -145,7 +149,9 @@ def _plain(made: Any) -> float | None:
 def _scalar(case: Case) -> Any:
     word = case.pick((*hostile.NUMBERS, 3.0, 8, 1e12, 1e13, -5.0, 2**53 + 1))
     with contextlib.suppress(OverflowError, ValueError, TypeError), np.errstate(all="ignore"):
-        return case.pick((float, int, np.float32, np.float64, np.int64, np.float16, np.longdouble, lambda x: x))(word)
+        return case.pick(
+            (float, int, np.float32, np.float64, np.int64, np.float16, np.longdouble, lambda x: x)
+        )(word)
     return word
 
 
@@ -154,7 +160,14 @@ def _array(case: Case) -> Any:
         array = np.full(case.pick(((), (1,), (1, 1), (2,), (0,), (1, 1, 1))), _scalar(case))
         dtype = case.pick((None, np.float32, np.int32, bool, complex, object, "S3", "datetime64[s]"))
         array = array if dtype is None else array.astype(dtype)
-        return case.pick((lambda x: x, lambda x: x, np.ndarray.tolist, lambda x: torch.tensor(x, requires_grad=x.dtype.kind == "f")))(array)
+        return case.pick(
+            (
+                lambda x: x,
+                lambda x: x,
+                np.ndarray.tolist,
+                lambda x: torch.tensor(x, requires_grad=x.dtype.kind == "f"),
+            )
+        )(array)
     return None
 
 
@@ -167,7 +180,9 @@ def _budget(case: Case) -> Any:
 
 
 def _object(case: Case) -> Any:
-    return case.pick((*hostile.OTHERS, object(), lambda: 3.0, b"3", range(1), {3.0}, np.array([None]), float, "inf", "nan"))
+    return case.pick(
+        (*hostile.OTHERS, object(), lambda: 3.0, b"3", range(1), {3.0}, np.array([None]), float, "inf", "nan")
+    )
 
 
 @kind("observations", "observations given to predict, plan and smallest_budget", _prepare_budgets)
@@ -194,7 +209,13 @@ def observations(case: Case) -> None:
         must(np.isfinite(action).all(), f"acts with {action}")
         for name in ("rewards", "costs", "limits", "least"):
             must(np.isfinite(getattr(told, name)).all(), f"state.{name} is {getattr(told, name)}")
-        array = np.asarray(made["observation"] if isinstance(made, dict) else made.detach() if hasattr(made, "detach") else made)
+        array = np.asarray(
+            made["observation"]
+            if isinstance(made, dict)
+            else made.detach()
+            if hasattr(made, "detach")
+            else made
+        )
         must(action.shape[:-1] == array.shape[:-1], f"{action.shape} for observations {array.shape}")
 
 
@@ -216,7 +237,7 @@ def _numbers(case: Case) -> Any:
     if way == "strided" and array.ndim:
         return np.repeat(array, 2, axis=0)[::2]
     if way == "masked":
-        return np.ma.masked_array(array, mask=array != array)  # noqa: PLR0124 - masks NaN
+        return np.ma.masked_array(array, mask=array != array)
     return array
 
 
@@ -233,7 +254,11 @@ def _mapping(case: Case) -> Any:
 # arguments of the verbs
 
 
-@kind("arguments", "arguments of evaluate_budgets, calibrate, select, learn, set_planner, save, the constructors", _prepare_budgets)
+@kind(
+    "arguments",
+    "arguments of evaluate_budgets, calibrate, select, learn, set_planner, save, the constructors",
+    _prepare_budgets,
+)
 def arguments(case: Case) -> None:
     verb = case.pick(sorted(VERBS))
     base = dict(VERBS[verb][0])
@@ -259,10 +284,14 @@ def _evaluate(case: Case, given: dict[str, Any]) -> None:
 def _of_kind(good: Any, case: Case) -> Any:
     """Return something hostile that could be meant for what ``good`` is: a number, a list of numbers or a text."""
     if isinstance(good, str):
-        return case.pick(("", "x", "x" * 300, "é\u202e", "../x", "cuda", "cpu:99", "a.ZIP", "a\0b", ".", "a/b/c"))
+        return case.pick(
+            ("", "x", "x" * 300, "é\u202e", "../x", "cuda", "cpu:99", "a.ZIP", "a\0b", ".", "a/b/c")
+        )
     if isinstance(good, list) and good and isinstance(good[0], str):
         return case.pick(([], ["x"], "diffusion", ["diffusion"], [None], ["diffusion", "diffusion"], {}))
-    return case.pick((_scalar, _array, lambda _: case.pick((None, True, "3", "nan", [], [1.0], [None], ["x"], {}))))(case)
+    return case.pick(
+        (_scalar, _array, lambda _: case.pick((None, True, "3", "nan", [], [1.0], [None], ["x"], {})))
+    )(case)
 
 
 def _bounded(given: dict[str, Any], name: str, most: float) -> None:
@@ -279,7 +308,9 @@ def _select(case: Case, given: dict[str, Any]) -> None:
     if wanted.dtype.kind in "iu" and wanted.ndim == 1:
         must(np.array_equal(found.episode_costs, dataset.episode_costs[wanted]), "selects other episodes")
     elif wanted.dtype.kind == "b":
-        must(np.array_equal(found.episode_costs, dataset.episode_costs[wanted]), "does not select by the mask")
+        must(
+            np.array_equal(found.episode_costs, dataset.episode_costs[wanted]), "does not select by the mask"
+        )
     else:
         must(wanted.dtype.kind not in "fc", f"selects by {given['indices']!r}")
 
@@ -383,7 +414,16 @@ WORDS = (
     "no_such_module:run", "no_such_module:Env-v0", "walk:size=nan,every=0", "100:6", "1:-1", ":", "1e3:2", "CartPole-v1",
     "SafePendulum-v0", "NoSuch-v0", "arrow", "OUT/a/b/c.zip", "OUT/" + "y" * 250 + ".zip", "cuda", "cpu:99", "file://x",
 )  # fmt: skip
-WORK = ("--episodes", "--total-step", "--total-steps", "--windows", "--n-envs", "--checkpoint-every", "--budgets", "--ratios")
+WORK = (
+    "--episodes",
+    "--total-step",
+    "--total-steps",
+    "--windows",
+    "--n-envs",
+    "--checkpoint-every",
+    "--budgets",
+    "--ratios",
+)
 
 
 @kind("commands", "command lines of trebi", _prepare_commands)
@@ -411,7 +451,11 @@ def commands(case: Case) -> None:
     said = stderr.getvalue() + stdout.getvalue()
     must("Traceback" not in said, said[-300:], "foreign")
     must(code in (0, 2), f"exit status {code}")
-    litter = [path.name for path in case.folder.rglob("*") if ".tmp" in path.name or path.name.endswith(".partial.zip")]
+    litter = [
+        path.name
+        for path in case.folder.rglob("*")
+        if ".tmp" in path.name or path.name.endswith(".partial.zip")
+    ]
     must(not litter, f"left {litter}", "litter")
     if code == 2:
         must(said.strip(), "refused without a word", "foreign")

@@ -82,7 +82,9 @@ def spoil_bytes(data: bytes, case: Case, first: int | None = None) -> bytes:
 
 def spoil_json(text: str, case: Case) -> bytes:
     """Return JSON text that is spoiled as text: cut, nested deeply, with long numbers, repeated keys, other encodings."""
-    way = case.pick(("cut", "deep", "digits", "repeat", "utf16", "bom", "latin", "empty", "list", "bytes", "comment"))
+    way = case.pick(
+        ("cut", "deep", "digits", "repeat", "utf16", "bom", "latin", "empty", "list", "bytes", "comment")
+    )
     case.note(way)
     return {
         "cut": lambda: text[: int(case.rng.integers(len(text)))].encode(),

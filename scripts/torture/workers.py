@@ -28,11 +28,17 @@ from trebi_gym.errors import TrebiError
 
 from .cases import GOOD, KINDS, BadOutcome, Case
 
-SECONDS = 20.0
 BYTES = 2 << 30
 SECRET = 7_654_321.0
 """The number that fills the canaries."""
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+)
 """Audit events that no input may cause."""
 IN_ACCESS, IN_OPEN, IN_NONBLOCK = 0x1, 0x20, 0o4000
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -65,9 +71,7 @@ class Canary:
         (folder / "torture_canary.py").write_text("RAN = True\ndef run(*args, **kwargs):\n    return 0.0\n")
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._handle = self._libc.inotify_init1(IN_NONBLOCK)
-        watched = self._libc.inotify_add_watch(
-            self._handle, os.fsencode(folder / "."), IN_ACCESS | IN_OPEN
-        )
+        watched = self._libc.inotify_add_watch(self._handle, os.fsencode(folder / "."), IN_ACCESS | IN_OPEN)
         if self._handle < 0 or watched < 0:
             raise OSError(ctypes.get_errno(), "the canaries cannot be watched")
 
@@ -114,7 +118,7 @@ def judged(case: Case, canary: Canary, ran: list[str]) -> Report:
         outcome, detail = "leak", f"opened {', '.join(sorted(opened))}; then {outcome}: {detail}"
     elif grown > BYTES:
         outcome, detail = "memory", f"{grown / 1e9:.1f} GB, then {outcome}: {detail}"
-    elif seconds > SECONDS:
+    elif seconds > KINDS[case.kind].limit:
         outcome, detail = "hang", f"{seconds:.0f} s, then {outcome}: {detail}"
     return Report(case.kind, case.number, outcome, detail[:600], " + ".join(case.notes), seconds)
 
@@ -146,7 +150,7 @@ def run_cases(
             _keep(folder, failing, report)
         return report
 
-    pool = [_Worker(scratch, index, work) for index in range(processes)]
+    pool = [_Worker(scratch, index, work, KINDS[kind].limit) for index in range(processes)]
     try:
         busy = 0
         for worker in pool:
@@ -177,9 +181,9 @@ def run_cases(
 class _Worker:
     """A forked process that is sent numbers and sends back reports, one JSON a line."""
 
-    def __init__(self, scratch: Path, index: int, work: Callable[..., Report]) -> None:
+    def __init__(self, scratch: Path, index: int, work: Callable[..., Report], limit: float) -> None:
         self.home = scratch / f"worker-{index}"
-        self._work, self._generation = work, 0
+        self._work, self._limit, self._generation = work, limit, 0
         self.number: int | None = None
         self.fork()
 
@@ -253,8 +257,8 @@ class _Worker:
             if self._buffer.endswith(b"\n"):
                 found, self._buffer = json.loads(self._buffer), b""
                 return Report(**found)
-        if self.age() > SECONDS + 1:
-            return "hang", f"more than {SECONDS:.0f} s"
+        if self.age() > self._limit + 1:
+            return "hang", f"more than {self._limit:.0f} s"
         grown = _resident(self.pid) - self._floor
         if grown > BYTES + (1 << 28):
             return "memory", f"{grown / 1e9:.1f} GB and growing"
@@ -291,7 +295,10 @@ def _place(error: BaseException) -> str:
     trace, last = error.__traceback__, ""
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
-        if any(f"/{part}/" in path for part in ("trebi_gym", "agents", "datasets", "envs")) and "site-packages" not in path:
+        if (
+            any(f"/{part}/" in path for part in ("trebi_gym", "agents", "datasets", "envs"))
+            and "site-packages" not in path
+        ):
             last = f"at {path.rsplit('/', 2)[-2]}/{Path(path).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return last
