@@ -36,6 +36,11 @@ SHARES = {
     "arguments": 5, "commands": 10, "kills": 14, "disks": 5, "soak": 6,
 }  # fmt: skip
 """Shares of the time, in per cent."""
+CI = {
+    "agents": 150, "native": 100, "dsrl": 60, "d4rl": 60, "minari": 60, "calibrations": 60, "budgets": 150,
+    "observations": 150, "arguments": 100, "commands": 40, "kills": 13, "disks": 12, "soak": 1000,
+}  # fmt: skip
+"""Cases of each kind for continuous integration: about a minute where nothing is wrong."""
 PACKAGES = ("torch", "numpy", "h5py", "minari", "safetensors", "gymnasium")
 ENTERED = (disk, fuzz_agents, fuzz_data, fuzz_values, kills)
 
@@ -62,6 +67,8 @@ class Arguments:
     """Folder for report.json, and for the inputs that went wrong."""
     page: Path | None = ROOT / "docs" / "reliability.md"
     """The page to write; none with --only."""
+    ci: bool = False
+    """Run the few cases of each kind that continuous integration does; no page."""
     page_only: bool = False
     """Write the page from the report that is there."""
 
@@ -89,7 +96,7 @@ def main(arguments: Arguments) -> int:
             return report.outcome not in GOOD
         document = _run(arguments, common)
     (target / "report.json").write_text(json.dumps(document, indent=1))
-    if arguments.page is not None:
+    if arguments.page is not None and not arguments.ci:
         write_page(document, arguments.page)
     flat = document["soak"]["flat"]
     print("nothing went wrong" if not document["wrong"] and flat else f"see {target}")
@@ -105,11 +112,12 @@ def _run(arguments: Arguments, common: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     for name in arguments.kinds:
         until = time.monotonic() + 60 * arguments.minutes * SHARES[name] / whole
+        most = min(arguments.most, CI[name]) if arguments.ci else arguments.most
         if name == "soak":
-            result = soak(common["scratch"] / "soak", arguments.most, until, arguments.seed)
+            result = soak(common["scratch"] / "soak", most, until, arguments.seed)
             print(f"soak: {result}", flush=True)
             continue
-        numbers = range(arguments.first, arguments.first + arguments.most)
+        numbers = range(arguments.first, arguments.first + most)
         counts: Counter[str] = Counter()
         for report in run_cases(name, numbers, processes=arguments.processes, until=until, **common):
             counts[report.outcome] += 1

@@ -43,17 +43,28 @@ def prepare(folder: Path) -> Material:
 
 def writers(case: Case, folder: Path) -> dict[str, tuple[Callable[[], None], str]]:
     """Return commands that write, and what each writes, under ``folder``."""
-    data, agent = str(case.material.folder / "data.hdf5"), str(case.material.made.path)
-    return {
-        "convert": (trebi("convert", "--dataset", data, "--output", f"{folder}/new.hdf5", "--overwrite"), "new.hdf5"),
-        "convert to minari": (trebi("convert", "--dataset", data, "--output", f"{folder}/new-v0", "--format", "minari"), "new-v0"),
-        "learn": (trebi("learn", "--dataset", data, "--output", f"{folder}/new.zip", "--total-steps", "8", "--checkpoint-every", "2", "--overwrite"), "new.zip"),
-        "calibrate": (trebi("calibrate", agent, "--env", ENV, "--episodes", "4", "--risk", "0.5", "--confidence", "0.5", "--output", f"{folder}/new.zip"), "new.zip"),
-        "evaluate": (trebi("evaluate", agent, "--env", ENV, "--episodes", "2", "--budgets", "5", "--output", str(folder)), "evaluation.json"),
-        "record": (trebi("record", agent, "--env", ENV, "--budget", "5", "--output", f"{folder}/film.mp4"), "film.mp4"),
-        "generate": (trebi("generate", "--dataset", ENV, "--datatype", "random", "--total-step", "300", "--output", f"{folder}/new.hdf5", "--overwrite"), "new.hdf5"),
-        "plot": (trebi("info", data, "--plot", f"{folder}/plot.png"), "plot.png"),
-    }  # fmt: skip
+    data, agent = case.material.folder / "data.hdf5", case.material.made.path
+    risk = "--episodes 4 --risk 0.5 --confidence 0.5"
+    lines = {
+        "convert": (f"convert --dataset {data} --output {folder}/new.hdf5 --overwrite", "new.hdf5"),
+        "convert to minari": (f"convert --dataset {data} --output {folder}/new-v0 --format minari", "new-v0"),
+        "learn": (
+            f"learn --dataset {data} --output {folder}/new.zip --total-steps 8 --checkpoint-every 2 --overwrite",
+            "new.zip",
+        ),
+        "calibrate": (f"calibrate {agent} --env {ENV} {risk} --output {folder}/new.zip", "new.zip"),
+        "evaluate": (
+            f"evaluate {agent} --env {ENV} --episodes 2 --budgets 5 --output {folder}",
+            "evaluation.json",
+        ),
+        "record": (f"record {agent} --env {ENV} --budget 5 --output {folder}/film.mp4", "film.mp4"),
+        "generate": (
+            f"generate --dataset {ENV} --datatype random --total-step 300 --output {folder}/new.hdf5 --overwrite",
+            "new.hdf5",
+        ),
+        "plot": (f"info {data} --plot {folder}/plot.png", "plot.png"),
+    }
+    return {name: (trebi(line), target) for name, (line, target) in lines.items()}
 
 
 @contextlib.contextmanager

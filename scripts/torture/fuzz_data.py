@@ -469,7 +469,8 @@ def storage(stored: Stored, case: Case) -> None:
     """Filters and layouts that are legal; the numbers stay what they are."""
     key = _key(stored, case)
     stored.options[key] = case.pick(
-        ({"compression": "gzip"}, {"compression": "lzf"}, {"fletcher32": True, "chunks": True}, {"shuffle": True, "chunks": True},
+        ({"compression": "gzip"}, {"compression": "lzf"}, {"fletcher32": True, "chunks": True},
+         {"shuffle": True, "chunks": True},
          {"maxshape": None}, {"chunks": True}, {"track_times": True})
     )  # fmt: skip
     case.note(f"{key} {stored.options[key]}")

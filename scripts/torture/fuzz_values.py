@@ -371,7 +371,10 @@ VERBS: dict[str, tuple[dict[str, Any], Callable[[Case, dict[str, Any]], None]]] 
     "evaluate_budgets": ({"budgets": [3.0], "episodes": 1, "n_envs": 1, "seed": 0, "discount": 1.0}, _evaluate),
     "select": ({"indices": [0, 2]}, _select),
     "split": ({"share": 0.3, "seed": 0}, _split),
-    "calibrate": ({"risk": 0.5, "confidence": 0.5, "episodes": 3, "budgets": [1.0], "seed": 7, "discount": 1.0, "n_envs": 1}, _calibrate),
+    "calibrate": (
+        {"risk": 0.5, "confidence": 0.5, "episodes": 3, "budgets": [1.0], "seed": 7, "discount": 1.0, "n_envs": 1},
+        _calibrate,
+    ),
     "learn": ({"total_steps": 8, "log_interval": 100}, _learn),
     "set_planner": (
         {"candidates": 4, "sampler": "ddim", "sampler_steps": 2, "guide_scale": 0.1, "cost_weight": 1.0, "guide_moves": 1,
@@ -392,24 +395,30 @@ def _prepare_commands(folder: Path) -> tuple[Made, Path]:
     return made, dataset
 
 
-COMMANDS: dict[str, list[str]] = {
-    "info": ["info", "DATA"],
-    "info agent": ["info", "AGENT"],
-    "info plot": ["info", "DATA", "--plot", "OUT/plot.png"],
-    "convert": ["convert", "--dataset", "DATA", "--output", "OUT/new.hdf5", "--format", "dsrl"],
-    "convert minari": ["convert", "--dataset", "DATA", "--output", "OUT/new-v0", "--format", "minari"],
-    "evaluate": ["evaluate", "AGENT", "--env", ENV, "--episodes", "1", "--budgets", "3", "--n-envs", "1", "--seed", "3"],
-    "evaluate schedule": ["evaluate", "AGENT", "--env", ENV, "--episodes", "1", "--budgets", "9", "--schedule", "drop:share=0.2,step=2"],
-    "evaluate change": ["evaluate", "AGENT", "--env", ENV, "--episodes", "1", "--ratios", "0.5", "--change", "2:4", "--risk", "0.5"],
-    "record": ["record", "AGENT", "--env", ENV, "--budget", "5", "--output", "OUT/film.mp4", "--seed", "1"],
-    "calibrate": ["calibrate", "AGENT", "--env", ENV, "--episodes", "3", "--risk", "0.5", "--confidence", "0.5", "--budgets", "0", "9", "--output", "OUT/agent.zip"],
-    "critics": ["critics", "AGENT", "--dataset", "DATA", "--windows", "20", "--output", "OUT/critics"],
-    "learn": ["learn", "--dataset", "DATA", "--output", "OUT/agent.zip", "--total-steps", "4", "--checkpoint-every", "0"],
-    "learn-part": ["learn-part", "cost_critic", "--agent", "AGENT", "--dataset", "DATA", "--output", "OUT/agent.zip", "--total-steps", "2"],
-    "generate": ["generate", "--dataset", ENV, "--datatype", "random", "--total-step", "20", "--output", "OUT/made.hdf5", "--n-envs", "1"],
-}  # fmt: skip
+ACT = f"AGENT --env {ENV} --episodes 1"
+COMMANDS = {
+    "info": "info DATA",
+    "info agent": "info AGENT",
+    "info plot": "info DATA --plot OUT/plot.png",
+    "convert": "convert --dataset DATA --output OUT/new.hdf5 --format dsrl",
+    "convert minari": "convert --dataset DATA --output OUT/new-v0 --format minari",
+    "evaluate": f"evaluate {ACT} --budgets 3 --n-envs 1 --seed 3",
+    "evaluate schedule": f"evaluate {ACT} --budgets 9 --schedule drop:share=0.2,step=2",
+    "evaluate change": f"evaluate {ACT} --ratios 0.5 --change 2:4 --risk 0.5",
+    "record": f"record AGENT --env {ENV} --budget 5 --output OUT/film.mp4 --seed 1",
+    "calibrate": (
+        f"calibrate AGENT --env {ENV} --episodes 3 --risk 0.5 --confidence 0.5 --budgets 0 9 --output OUT/agent.zip"
+    ),
+    "critics": "critics AGENT --dataset DATA --windows 20 --output OUT/critics",
+    "learn": "learn --dataset DATA --output OUT/agent.zip --total-steps 4 --checkpoint-every 0",
+    "learn-part": "learn-part cost_critic --agent AGENT --dataset DATA --output OUT/agent.zip --total-steps 2",
+    "generate": (
+        f"generate --dataset {ENV} --datatype random --total-step 20 --output OUT/made.hdf5 --n-envs 1"
+    ),
+}
 WORDS = (
-    "", " ", "-1", "0", "1", "nan", "inf", "-inf", "1e300", "1e-300", "0.5", "2", "999999999999999999999", "x" * 300, "é\u202e",
+    "", " ", "-1", "0", "1", "nan", "inf", "-inf", "1e300", "1e-300", "0.5", "2", "999999999999999999999", "x" * 300,
+    "é\u202e",
     "../..", "/", ".", "OUT", "AGENT", "DATA", "/dev/null", "/proc/self/mem", "--", "-h", "--help", "None", "True", "drop:",
     "no_such_module:run", "no_such_module:Env-v0", "walk:size=nan,every=0", "100:6", "1:-1", ":", "1e3:2", "CartPole-v1",
     "SafePendulum-v0", "NoSuch-v0", "arrow", "OUT/a/b/c.zip", "OUT/" + "y" * 250 + ".zip", "cuda", "cpu:99", "file://x",
@@ -432,7 +441,7 @@ def commands(case: Case) -> None:
     agent, data, out = case.folder / "agent.zip", case.folder / "data.hdf5", case.folder / "out"
     shutil.copy(made.path, agent)
     shutil.copy(dataset, data)
-    line = list(COMMANDS[case.pick(sorted(COMMANDS))])
+    line = COMMANDS[case.pick(sorted(COMMANDS))].split()
     case.mutate(line, most=2)
     names = {"AGENT": str(agent), "DATA": str(data)}
     line = [names.get(word, word.replace("OUT", str(out))) for word in line]
@@ -476,7 +485,8 @@ def word(line: list[str], case: Case) -> None:
 @mutator("commands")
 def more(line: list[str], case: Case) -> None:
     flag = case.pick(
-        ("--seed", "--device", "--risk", "--change", "--schedule", "--cost", "--name", "--episode-length", "--config", "--env",
+        ("--seed", "--device", "--risk", "--change", "--schedule", "--cost", "--name", "--episode-length", "--config",
+         "--env",
          "--maximum", "--log-folder", "--policy", "--hyperparameters", "--set", "--learning-rate", "--keep-run", "--noise",
          "--algo", "--dataset", "--output", "--format", "--budget", "--plot", "--confidence", "--unknown")
     )  # fmt: skip

@@ -91,11 +91,13 @@ def cell(path: Path) -> Any:
 # the commands
 
 
-def trebi(*words: str) -> Callable[[], None]:
-    return lambda: main(list(words))
+def trebi(line: str) -> Callable[[], None]:
+    return lambda: main(line.split())
 
 
-def learn_again(first: tuple[str, ...], target: str) -> Callable[[], None]:
+def learn_again(line: str, target: str) -> Callable[[], None]:
+    first = line.split()
+
     def again() -> None:
         if Path(target).with_suffix(".partial.zip").exists():
             extra = ["--overwrite"] if first[0] == "learn" and Path(target).exists() else []
@@ -103,7 +105,7 @@ def learn_again(first: tuple[str, ...], target: str) -> Callable[[], None]:
         elif first[0] == "learn" and Path(target).exists():
             return
         else:
-            main(list(first))
+            main(first)
 
     return again
 
@@ -112,14 +114,16 @@ def unless_there(first: Callable[[], None], target: str) -> Callable[[], None]:
     return lambda: None if Path(target).exists() else first()
 
 
-def generate_again(first: tuple[str, ...], target: str) -> Callable[[], None]:
+def generate_again(line: str, target: str) -> Callable[[], None]:
+    first = line.split()
+
     def again() -> None:
         folder = Path(target).with_suffix(".parts")
         begun = any(path.name == "state.json" or path.name.startswith("part-") for path in folder.rglob("*"))
         if begun:
             main([*first, "--resume", "--overwrite"])
         elif not Path(target).exists():
-            main(list(first))
+            main(first)
 
     return again
 
@@ -157,72 +161,59 @@ def demo() -> None:
     run(lambda: run_demo(Path("demo"), seed=0, episodes=1, total_steps=8))
 
 
-LEARN = (
-    "learn",
-    "--dataset",
-    "long.hdf5",
-    "--output",
-    "new.zip",
-    "--total-steps",
-    "40",
-    "--checkpoint-every",
-    "4",
+LEARN = "learn --dataset long.hdf5 --output new.zip --total-steps 40 --checkpoint-every 4"
+OWN = "learn-part cost_critic --agent agent.zip --dataset data.hdf5 --total-steps 40 --checkpoint-every 4"
+PART = f"{OWN} --output new.zip"
+IMPORT = f"import diffuser {DIFFUSER} --output new.zip --dataset hopper.hdf5 --seed 0 --overwrite"
+CALIBRATE = f"calibrate agent.zip --env {ENV} --episodes 10 --risk 0.5 --confidence 0.5 --output new.zip"
+EVALUATE = f"evaluate agent.zip --env {ENV} --episodes 8 --budgets 3 9 --output out"
+RECORD = f"record agent.zip --env {ENV} --budget 9 --output film.mp4"
+CRITICS = "critics agent.zip --dataset data.hdf5 --windows 200 --output out"
+CONVERT = "convert --dataset data.hdf5 --output new.hdf5 --format d4rl --overwrite"
+MINARI = "convert --dataset data.hdf5 --output new-v0 --format minari"
+RANDOM = f"generate --dataset {ENV} --datatype random --total-step 3000 --output made.hdf5"
+REPLAY = (
+    f"generate --dataset {ENV} --datatype medium-replay --total-step 400 --output made.hdf5 "
+    "--hyperparameters small.json"
 )
-PART = ("learn-part", "cost_critic", "--agent", "agent.zip", "--dataset", "data.hdf5", "--output", "new.zip", "--total-steps", "40", "--checkpoint-every", "4")  # fmt: skip
-OWN = ("learn-part", "cost_critic", "--agent", "agent.zip", "--dataset", "data.hdf5", "--total-steps", "40", "--checkpoint-every", "4")  # fmt: skip
-IMPORT = ("import", "diffuser", str(DIFFUSER), "--output", "new.zip", "--dataset", "hopper.hdf5", "--seed", "0", "--overwrite")  # fmt: skip
-CALIBRATE = ("calibrate", "agent.zip", "--env", ENV, "--episodes", "10", "--risk", "0.5", "--confidence", "0.5", "--output", "new.zip")  # fmt: skip
-EVALUATE = (
-    "evaluate",
-    "agent.zip",
-    "--env",
-    ENV,
-    "--episodes",
-    "8",
-    "--budgets",
-    "3",
-    "9",
-    "--output",
-    "out",
-)
-RECORD = ("record", "agent.zip", "--env", ENV, "--budget", "9", "--output", "film.mp4")
-CRITICS = ("critics", "agent.zip", "--dataset", "data.hdf5", "--windows", "200", "--output", "out")
-CONVERT = ("convert", "--dataset", "data.hdf5", "--output", "new.hdf5", "--format", "d4rl", "--overwrite")
-MINARI = ("convert", "--dataset", "data.hdf5", "--output", "new-v0", "--format", "minari")
-RANDOM = (
-    "generate",
-    "--dataset",
-    ENV,
-    "--datatype",
-    "random",
-    "--total-step",
-    "3000",
-    "--output",
-    "made.hdf5",
-)
-REPLAY = ("generate", "--dataset", ENV, "--datatype", "medium-replay", "--total-step", "400", "--output", "made.hdf5", "--hyperparameters", "small.json")  # fmt: skip
+REPORTS: dict[str, Callable[[Path], Any]] = {
+    "out/evaluation.json": whole,
+    "out/evaluation.csv": table,
+    "out/evaluation.png": whole,
+}
 
 COMMANDS: dict[str, Command] = {
-    "generate random": Command(trebi(*RANDOM), generate_again(RANDOM, "made.hdf5"), {"made.hdf5": arrays}),
+    "generate random": Command(trebi(RANDOM), generate_again(RANDOM, "made.hdf5"), {"made.hdf5": arrays}),
     "generate medium-replay": Command(
-        trebi(*REPLAY), generate_again(REPLAY, "made.hdf5"), {"made.hdf5": arrays}, ("small.json",)
+        trebi(REPLAY), generate_again(REPLAY, "made.hdf5"), {"made.hdf5": arrays}, ("small.json",)
     ),
-    "learn": Command(trebi(*LEARN), learn_again(LEARN, "new.zip"), {"new.zip": agent_bytes}, ("long.hdf5",)),
-    "learn-part": Command(trebi(*PART), learn_again(PART, "new.zip"), {"new.zip": agent_bytes}, ("data.hdf5", "agent.zip")),
-    "learn-part in place": Command(trebi(*OWN), learn_again(OWN, "agent.zip"), {"agent.zip": agent_bytes}, ("data.hdf5",)),
-    "import": Command(trebi(*IMPORT), trebi(*IMPORT), {"new.zip": agent_bytes}, ("hopper.hdf5",)),
-    "calibrate": Command(trebi(*CALIBRATE), trebi(*CALIBRATE), {"new.zip": agent_bytes}, ("agent.zip",)),
-    "evaluate": Command(
-        trebi(*EVALUATE), trebi(*EVALUATE), {"out/evaluation.json": whole, "out/evaluation.csv": table, "out/evaluation.png": whole}, ("agent.zip",)
+    "learn": Command(trebi(LEARN), learn_again(LEARN, "new.zip"), {"new.zip": agent_bytes}, ("long.hdf5",)),
+    "learn-part": Command(
+        trebi(PART), learn_again(PART, "new.zip"), {"new.zip": agent_bytes}, ("data.hdf5", "agent.zip")
     ),
-    "record": Command(trebi(*RECORD), trebi(*RECORD), {"film.mp4": film}, ("agent.zip",)),
-    "critics": Command(trebi(*CRITICS), trebi(*CRITICS), {"out/critics.json": whole, "out/critics.csv": table}, ("agent.zip", "data.hdf5")),
-    "convert": Command(trebi(*CONVERT), trebi(*CONVERT), {"new.hdf5": arrays}, ("data.hdf5",)),
-    "convert to minari": Command(trebi(*MINARI), unless_there(trebi(*MINARI), "new-v0"), {"new-v0": arrays}, ("data.hdf5",)),
-    "download": Command(fetch, fetch, {"unpacked/inside": lambda path: hashlib.sha256(path.read_bytes()).hexdigest()}),
+    "learn-part in place": Command(
+        trebi(OWN), learn_again(OWN, "agent.zip"), {"agent.zip": agent_bytes}, ("data.hdf5",)
+    ),
+    "import": Command(trebi(IMPORT), trebi(IMPORT), {"new.zip": agent_bytes}, ("hopper.hdf5",)),
+    "calibrate": Command(trebi(CALIBRATE), trebi(CALIBRATE), {"new.zip": agent_bytes}, ("agent.zip",)),
+    "evaluate": Command(trebi(EVALUATE), trebi(EVALUATE), REPORTS, ("agent.zip",)),
+    "record": Command(trebi(RECORD), trebi(RECORD), {"film.mp4": film}, ("agent.zip",)),
+    "critics": Command(
+        trebi(CRITICS),
+        trebi(CRITICS),
+        {"out/critics.json": whole, "out/critics.csv": table},
+        ("agent.zip", "data.hdf5"),
+    ),
+    "convert": Command(trebi(CONVERT), trebi(CONVERT), {"new.hdf5": arrays}, ("data.hdf5",)),
+    "convert to minari": Command(
+        trebi(MINARI), unless_there(trebi(MINARI), "new-v0"), {"new-v0": arrays}, ("data.hdf5",)
+    ),
+    "download": Command(
+        fetch, fetch, {"unpacked/inside": lambda path: hashlib.sha256(path.read_bytes()).hexdigest()}
+    ),
     "results cells": Command(cells, cells, {f"cells/pendulum/time-{n}.json": cell for n in range(6)}),
     "demo": Command(demo, demo, {"demo/agent.zip": agent_bytes, "demo/evaluation.csv": table}),
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from .cases import GOOD, OUTCOMES
 
-SHOWN = 12
+SHOWN = 24
 """Of the cases that went wrong, on the page; the JSON has all of them."""
 
 
@@ -23,19 +24,20 @@ def page(document: dict[str, Any]) -> str:
     shown = [outcome for outcome in bad if any(entry["counts"].get(outcome) for entry in kinds)]
     cases = sum(sum(entry["counts"].values()) for entry in kinds)
     wrong = sum(entry["counts"].get(outcome, 0) for entry in kinds for outcome in bad)
+    packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
     lines = [
         "# Reliability",
         "",
-        "`make torture` attacks the package and counts what becomes of each case: hostile files and values, commands that",
-        "are killed and run again, full disks, and a long run of predictions. This page is written by it.",
+        "`make torture` attacks the package and counts what becomes of each case: hostile files and values, commands",
+        "that are killed and run again, full disks, and a long run of predictions. This page is written by it.",
         "",
         f"Last run: {cases:,} cases and {soak['predictions']:,} predictions in {made['minutes']:.0f} minutes; "
         f"**{wrong} cases went wrong**. trebi-gym {made['version']}{made['revision']}, Python {made['python']}, "
-        f"{', '.join(f'{name} {version}' for name, version in made['packages'].items())}; {made['machine']}; seed {made['seed']}.",
+        f"{packages}; {made['machine']}; seed {made['seed']}.",
         "",
-        "A case is good if it is refused by one of our errors (in one clear line on the command line), or accepted with the",
-        "right numbers: those that the file holds, those of the unspoiled input where nothing that matters was spoiled, those",
-        "of an undisturbed run after a kill.",
+        "A case is good if it is refused by one of our errors (in one clear line on the command line), or accepted",
+        "with the right numbers: those that the file holds, those of the unspoiled input where nothing that matters",
+        "was spoiled, those of an undisturbed run after a kill.",
         "",
         f"| kind | cases | {' | '.join([*GOOD, *shown])} |",
         f"|---|{'---|' * (len(GOOD) + len(shown) + 1)}",
@@ -62,7 +64,8 @@ def page(document: dict[str, Any]) -> str:
             for entry in kinds
             if entry["mutators"]
         ),
-        "- `kills`: SIGKILL, SIGTERM and SIGINT at random moments of every command that writes, then the command is run again.",
+        "- `kills`: SIGKILL, SIGTERM and SIGINT at random moments of every command that writes, then the command is run",
+        "  again.",
         "- `disks`: a full disk, a limit on a file's size, a folder that cannot be written to, two writers of one file,",
         "  long and foreign names, links.",
         "",
@@ -78,8 +81,9 @@ def page(document: dict[str, Any]) -> str:
             "|---|---|---|---|",
         ]
         lines += [
-            f"| `{report['kind']}:{report['number']}` | {report['outcome']} | {_cell(report['notes'])} | {_cell(report['detail'])} |"
-            for report in document["wrong"][:SHOWN]
+            f"| `{report['kind']}:{report['number']}` | {report['outcome']} "
+            f"| {_cell(report['notes'])} | {_cell(report['detail'])} |"
+            for report in _in_turn(document["wrong"])[:SHOWN]
         ]
         lines += ["", f"Of {wrong}, one of each sort is shown, {SHOWN} at most.", ""]
     lines += [
@@ -97,6 +101,16 @@ def page(document: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _in_turn(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first of every kind, then the second of every kind, and so on."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for report in reports:
+        ranked.append((seen[report["kind"]], report))
+        seen[report["kind"]] += 1
+    return [report for _, report in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _cell(text: str) -> str:

@@ -101,7 +101,8 @@ def test_safety_gymnasium_runs_behind_the_adapter_in_a_process_of_its_own(tmp_pa
     )
     try:
         monkeypatch.chdir(tmp_path)
-        main(["generate", "--dataset", "RemotePointGoal-v0", "--datatype", "random", "--total-step", "200", "--n-envs", "1", "--output", "data.hdf5"])  # fmt: skip
+        generate = "generate --dataset RemotePointGoal-v0 --datatype random --total-step 200 --n-envs 1"
+        main([*generate.split(), "--output", "data.hdf5"])
         main(["learn", "--dataset", "data.hdf5", "--output", "agent.zip", "--total-steps", "24"])
         agent = TREBIAgent.load("agent.zip", device="cpu")
         result = evaluate_budgets(agent, "RemotePointGoal-v0", budgets=[5.0], episodes=1, n_envs=1)
