@@ -40,6 +40,8 @@ FORBIDDEN = (
     "socket.connect",
 )
 """Audit events that no input may cause."""
+HELPERS = ("ffmpeg", "ffplay", "uname")
+"""Programs that writing a film starts."""
 IN_ACCESS, IN_OPEN, IN_NONBLOCK = 0x1, 0x20, 0o4000
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -220,9 +222,8 @@ class _Worker:
         sys.path.insert(0, str(canary.folder))
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            # films are written by ffmpeg
-            if event in FORBIDDEN and "ffmpeg" not in str(arguments[:1]):
-                ran.append(event)
+            if event in FORBIDDEN and not Path(str(arguments[0])).name.startswith(HELPERS):
+                ran.append(f"{event} {arguments[:1]}")
 
         sys.addaudithook(hook)
         with os.fdopen(orders) as lines:
