@@ -303,11 +303,15 @@ def _bounded(given: dict[str, Any], name: str, most: float) -> None:
 
 def _select(case: Case, given: dict[str, Any]) -> None:
     dataset: EpisodeDataset = case.material.dataset
-    found = dataset.select(given["indices"])
     wanted = np.asarray(given["indices"])
+    try:
+        found = dataset.select(given["indices"])
+    except IndexError as error:  # Python's own word for a place that is not there
+        raise TrebiError(str(error)) from error
     if wanted.dtype.kind in "iu" and wanted.ndim == 1:
         must(np.array_equal(found.episode_costs, dataset.episode_costs[wanted]), "selects other episodes")
     elif wanted.dtype.kind == "b":
+        must(wanted.shape == (len(dataset),), f"takes a mask of shape {wanted.shape}")
         must(
             np.array_equal(found.episode_costs, dataset.episode_costs[wanted]), "does not select by the mask"
         )

@@ -28,11 +28,12 @@ from trebi_gym.cli import main
 from trebi_gym.datasets import load, save
 from trebi_gym.demo import run_demo
 from trebi_gym.downloading import download, unpack
+from trebi_gym.errors import TrebiError
 from trebi_gym.result_cells import pack, read_cell, settle
 from trebi_gym.result_cells import unpack as unpack_cells
 from trebi_gym.terminal import run
 
-from .cases import Case, kind, must
+from .cases import BadOutcome, Case, kind, must
 from .material import ENV, ROOT, make_agent, make_dataset
 
 PATIENCE = 240.0  # seconds for a command to end after SIGTERM or SIGINT, and to be run again
@@ -145,7 +146,7 @@ def cells() -> None:
         output = Path("cells/pendulum")
         for number in range(6):
             request = {"number": number, "values": list(range(2000))}
-            settle(output / f"time-{number}.json", request, lambda n=number: _slow(n), device="cpu")
+            settle(output / f"sample-{number}.json", request, lambda n=number: _slow(n), device="cpu")
         pack(Path("cells"), Path("cells.json.gz"))
         unpack_cells(Path("cells.json.gz"), Path("copy"))
 
@@ -211,7 +212,7 @@ COMMANDS: dict[str, Command] = {
     "download": Command(
         fetch, fetch, {"unpacked/inside": lambda path: hashlib.sha256(path.read_bytes()).hexdigest()}
     ),
-    "results cells": Command(cells, cells, {f"cells/pendulum/time-{n}.json": cell for n in range(6)}),
+    "results cells": Command(cells, cells, {f"cells/pendulum/sample-{n}.json": cell for n in range(6)}),
     "demo": Command(demo, demo, {"demo/agent.zip": agent_bytes, "demo/evaluation.csv": table}),
 }
 
@@ -262,7 +263,10 @@ def attempt(case: Case) -> None:
     name, number = names[place], SIGNALS[turn % len(SIGNALS)]
     if name == "demo" and turn % 4:  # it takes a hundred times as long as the others
         name = "learn"
-    kill_once(case, name, number)
+    try:
+        kill_once(case, name, number)
+    except TrebiError as error:  # of reading what was made: nothing here is to be refused
+        raise BadOutcome("corrupt", f"cannot be read: {error}") from error
 
 
 def kill_once(case: Case, name: str, number: signal.Signals) -> None:
