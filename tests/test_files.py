@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,23 @@ def test_a_link_is_written_through(tmp_path):
             temporary.write_text(text)
         assert (tmp_path / "link.json").is_symlink()
         assert (tmp_path / "real" / "there.json").read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["itself", "a device", "a pipe", "/dev/null"])
+def test_a_pipe_a_device_and_a_link_to_one_are_not_replaced(tmp_path, kind):
+    target = Path("/dev/null") if kind == "/dev/null" else tmp_path / "a.json"
+    if kind == "a pipe":
+        os.mkfifo(target)
+    elif kind != "/dev/null":
+        target.symlink_to(target if kind == "itself" else "/dev/null")
+    before = target.lstat()
+    with pytest.raises(ConfigError, match="a pipe, a device, or a link that leads to itself"):
+        check_writable(target)
+    refused = pytest.raises(StorageError, match="a pipe, a device, or a link that leads to itself")
+    with refused, replacing(target):
+        pass
+    assert target.lstat().st_mode == before.st_mode
+    assert not stat.S_ISREG(os.lstat("/dev/null").st_mode)
 
 
 def test_an_error_of_the_system_while_writing_leaves_what_was_there(tmp_path):

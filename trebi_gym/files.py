@@ -216,7 +216,14 @@ def _reason(error: BaseException) -> str:
 def _real(path: Place) -> Path:
     """Return where a path leads to: a symbolic link is written through."""
     target = Path(path)
-    return Path(os.path.realpath(target)) if target.is_symlink() else target
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
+    # neither a link that leads to itself nor a device is replaced by a file
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe, a device, or a link that leads to itself", str(path))
+    return target
 
 
 def _temporary(target: Path) -> Path:

@@ -20,7 +20,7 @@ from trebi_gym.datasets.recipes import minari_folder
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import HDF5_ERRORS, check_file, json_text
 from trebi_gym.datasets.spaces import registered_spaces
-from trebi_gym.errors import DatasetError, EnvironmentContractError
+from trebi_gym.errors import DatasetError, EnvironmentContractError, StorageError
 from trebi_gym.files import check_regular, read_json, replacing_folder
 
 Array = npt.NDArray[Any]
@@ -91,8 +91,13 @@ class Minari:
         if target.exists():
             raise DatasetError(f"{target} exists already; delete it, or choose another place")
         json_text(dataset.metadata)
-        with replacing_folder(target) as temporary:
-            _write(dataset, temporary / "data", name)
+        try:
+            with replacing_folder(target) as temporary:
+                _write(dataset, temporary / "data", name)
+        except RuntimeError as error:  # what h5py raises where the disk is full
+            raise StorageError(
+                f"{target} could not be written: {error}; free space or choose another place"
+            ) from error
 
 
 def _data_folder(path: Path) -> Path | None:
