@@ -131,9 +131,10 @@ class EpisodeDataset:
                     f"{name} must have shape {shape} for {steps} steps in {episodes} episodes; found {array.shape}"
                 )
             check_finite(name, array)
-        length = self.metadata.get("episode_length")
-        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
-            raise DatasetError(f"episode_length in the metadata must be a number of steps; found {length!r}")
+        for name, least in (("episode_length", 1), *((name, 0) for name in TAILS)):
+            number = self.metadata.get(name)
+            if number is not None and (not is_whole(number) or number < least):
+                raise DatasetError(f"{name} in the metadata must be a number of steps; found {number!r:.200}")
         for name in ("terminated", "truncated"):
             if getattr(self, name).shape != (episodes,):
                 raise DatasetError(f"{name} must have shape ({episodes},); found {getattr(self, name).shape}")

@@ -20,8 +20,9 @@ from trebi_gym.errors import ConfigError, StorageError, TrebiError
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 Place = str | os.PathLike[str]
 
@@ -54,6 +55,23 @@ def check_writable(path: Place) -> None:
         remove_litter(target.parent)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be written: {_reason(error)}; choose another place") from error
+
+
+def check_room(path: Place, size: int) -> None:
+    """Find out whether the disk has room for ``size`` bytes at ``path``, and files may be so large; makes its folder.
+
+    Raises:
+        StorageError: it has not.
+    """
+    with _told(path):
+        folder = _real(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        room = shutil.disk_usage(folder).free
+        if resource is not None:
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            room = room if limit == resource.RLIM_INFINITY else min(room, limit)
+        if room < size:
+            raise OSError(errno.ENOSPC, f"it needs {size} bytes, and there is room for {room}", str(path))
 
 
 @contextlib.contextmanager

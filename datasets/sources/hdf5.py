@@ -176,7 +176,7 @@ def read_flat(
     Raises:
         DatasetError: the file is cut short or damaged, or keys are missing.
     """
-    needed, bound = list(needed), _Bound(path)
+    needed, optional, bound = list(needed), list(optional), _Bound(path)
     with _readable(path), open_guarded(path) as file:
         found = {key: member(file, key) for key in (*needed, *optional)}
         missing = [key for key in needed if not isinstance(found[key], h5py.Dataset)]
@@ -185,6 +185,9 @@ def read_flat(
                 f"{path} lacks {', '.join(missing)}; a data set needs {', '.join(needed)}; "
                 f"found {', '.join(map(str, file)) or 'nothing'}"
             )
+        groups = [key for key in optional if isinstance(found[key], h5py.Group)]
+        if groups:
+            raise DatasetError(f"{path}: {groups[0]} must be an array of one number a step; found a group")
         group = None if folder is None else member(file, folder)
         if isinstance(group, h5py.Group):
             found |= {f"{folder}/{key}": member(group, key) for key in group}

@@ -7,6 +7,7 @@ first at reset, so that the cost of step t is value t + 1; files by others may h
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import HDF5_ERRORS, check_file, json_text
 from trebi_gym.datasets.spaces import registered_spaces
 from trebi_gym.errors import DatasetError, EnvironmentContractError, StorageError
-from trebi_gym.files import check_regular, read_json, replacing_folder
+from trebi_gym.files import check_regular, check_room, read_json, replacing_folder
 
 Array = npt.NDArray[Any]
 
@@ -92,12 +93,18 @@ class Minari:
             raise DatasetError(f"{target} exists already; delete it, or choose another place")
         json_text(dataset.metadata)
         try:
+            # HDF5 ends badly where the disk is full
+            check_room(target, sum(array.nbytes for array in _arrays(dataset)))
             with replacing_folder(target) as temporary:
                 _write(dataset, temporary / "data", name)
         except RuntimeError as error:  # what h5py raises where the disk is full
             raise StorageError(
                 f"{target} could not be written: {error}; free space or choose another place"
             ) from error
+
+
+def _arrays(dataset: EpisodeDataset) -> tuple[Array, ...]:
+    return dataset.observations, dataset.actions, dataset.rewards, dataset.costs
 
 
 def _data_folder(path: Path) -> Path | None:
@@ -125,9 +132,9 @@ def _check_inside(folder: Path) -> None:
     Raises:
         DatasetError: one is a link to elsewhere, a pipe or a device, or leads to other files.
     """
-    inside = folder.resolve()
+    inside = os.path.realpath(folder)
     for path in sorted(folder.rglob("*")):
-        if not path.resolve().is_relative_to(inside):
+        if not Path(os.path.realpath(path)).is_relative_to(inside):
             raise DatasetError(
                 f"{path} is a link that leaves the data set's folder; give a folder that holds its files"
             )

@@ -457,7 +457,7 @@ def claimed(stored: Stored, case: Case) -> None:
     def make(file: h5py.File) -> None:
         made = file.create_dataset(key, shape=full, dtype=case_dtype, fillvalue=fill, **layout)
         if layout and case_write:
-            made[:1] = 0
+            made[(0,) * made.ndim] = 0
 
     case_dtype, case_write = case.pick(("f4", "f8", "i1")), case.rng.random() < 0.5
     stored.later.append(_replace(key, make))
@@ -524,7 +524,7 @@ def at_path(stored: Stored, case: Case) -> None:
     )
 
     def change(path: Path) -> None:
-        copy = path.with_name("copy.hdf5")
+        copy = path.with_name(f"copy-{len(list(path.parent.iterdir()))}.hdf5")
         if path.exists():
             shutil.move(path, copy)
         if way == "symlink to itself":
