@@ -58,15 +58,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """How a decision is made from the models."""
+    """How a decision is made from the models. The defaults are the planner of the preset ``fast``."""
 
-    candidates: int = 64
+    candidates: int = 32
     """N, plans sampled for every decision."""
     sampler: str = "ddim"
     """A name in ``SAMPLERS``."""
-    sampler_steps: int | None = 5
+    sampler_steps: int | None = 3
     """Denoising steps of the sampler; None for all steps of the schedule."""
-    retry_steps: int | None = None
+    retry_steps: int | None = 5
     """Denoising steps of a second search where no plan of the first keeps its budget; None for no second search."""
     guide_type: Literal[0, 1] = 1
     """1: ``grad R - w [C > b] grad C``; 0: the cost's gradient also grows with the relative excess."""
@@ -81,7 +81,7 @@ class PlannerConfig:
     """Guided moves in every denoising step; 0 for selection only."""
     guide_stop: int = 2
     """No guided move in denoising steps below this one."""
-    ranking: Literal["outcome", "rescored", "original"] = "rescored"
+    ranking: Literal["outcome", "rescored", "original"] = "outcome"
     """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
     guided move as the original does."""
     cost_level: float = 0.1
@@ -183,7 +183,7 @@ class TREBIConfig:
         steps=6_000, learning_rate=1e-3, learning_rate_schedule="cosine"
     )
     """Of the outcome critic; None: as the other critics."""
-    planner: PlannerConfig = PlannerConfig(candidates=32, sampler_steps=3, retry_steps=5, ranking="outcome")
+    planner: PlannerConfig = PlannerConfig()
     """How a decision is made."""
 
     def __post_init__(self) -> None:
@@ -301,6 +301,18 @@ class TREBIConfig:
         Raises:
             ConfigError: an unknown field, a value of the wrong type, or one that cannot work.
         """
-        if isinstance(data, Mapping) and "planner" in data:  # as files from before there were these mean it
-            data = {"outcome_critic": None, "outcome_training": None, **data}
+        if isinstance(data, Mapping):
+            # a file holds every field that there was when it was written; what it lacks was as _ADDED says
+            if set(data) >= _FIRST_FIELDS:
+                data = {**_ADDED, **data}
+            planner = data.get("planner")
+            if isinstance(planner, Mapping) and set(planner) >= _FIRST_PLANNER_FIELDS:
+                data = {**data, "planner": {**_ADDED_TO_PLANNER, **planner}}
         return build(cls, data, "config")
+
+
+# the fields of the first saved agents, by which their files are told from a dictionary of a few changes
+_FIRST_FIELDS = {"preset", "horizon", "denoiser", "reward_critic", "cost_critic", "critic_training", "planner"}
+_FIRST_PLANNER_FIELDS = {"candidates", "sampler", "sampler_steps", "guide_type", "ranking", "budget_rule"}
+_ADDED: dict[str, Any] = {"outcome_critic": None, "outcome_training": None}
+_ADDED_TO_PLANNER: dict[str, Any] = {"retry_steps": None}
