@@ -12,6 +12,7 @@ from trebi_gym.agents.calibration import AnyCalibration, check_share
 from trebi_gym.agents.checked import plain
 from trebi_gym.agents.inputs import Request, check_actions, parse_request, planning_budgets
 from trebi_gym.agents.plans import least_costs
+from trebi_gym.agents.spaces import fit_actions
 from trebi_gym.agents.state import PlanState, continued, hold_back
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.errors import CalibrationError, ObservationError
@@ -30,7 +31,7 @@ def decide(
     episode_start: Array | None,
     deterministic: bool,
     risk: float | None,
-) -> tuple[npt.NDArray[np.float32], PlanState]:
+) -> tuple[Array, PlanState]:
     """Return actions and the next state; see ``TREBIAgent.predict``."""
     planner, task = agent.ready()
     environments = len(request.observations)
@@ -64,8 +65,7 @@ def decide(
     state.position += 1
     state.step = (task.episode_length - steps_left).astype(np.int64) + 1
     assert agent.action_space is not None
-    actions = np.clip(actions, agent.action_space.low.ravel(), agent.action_space.high.ravel())
-    actions = actions.reshape(environments, *agent.action_space.shape).astype(np.float32)
+    actions = fit_actions(actions, agent.action_space)
     return (actions[0] if request.single else actions), state
 
 
@@ -141,7 +141,7 @@ class AtRisk:
         deterministic: bool = False,
         *,
         budget: Any,
-    ) -> tuple[npt.NDArray[np.float32], PlanState]:
+    ) -> tuple[Array, PlanState]:
         """Return actions and the next state; see ``TREBIAgent.predict``."""
         request = parse_request(observation, budget, self._agent.ready()[1].observation_size)
         return decide(self._agent, request, state, episode_start, deterministic, self.risk)

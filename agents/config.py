@@ -9,9 +9,20 @@ from typing import Any, Literal
 
 from trebi_gym.agents.checked import build, check_types, choice, known, plain, require
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
-from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS
+from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS, check_options
 from trebi_gym.agents.networks.outcome import LEVELS
 from trebi_gym.datasets.normalizers import NORMALIZERS
+from trebi_gym.errors import ConfigError
+
+
+LONGEST_EPISODE = 10**9
+"""Steps of a task's time limit, at most: beyond, float32 cannot tell one step left from none."""
+
+MOST_LEVELS = 1024
+"""Steps of a noise schedule, at most: as many as the networks' table of steps has."""
+
+MOST_PASSES = 1 << 20
+"""Plans that a decision takes through the networks, at most: the default takes some 400, the paper's 8,000."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,18 @@ class TREBIConfig:
         choice("cost_critic", self.cost_critic.name, CRITICS)
         if self.outcome_critic is not None:
             choice("outcome_critic", self.outcome_critic.name, OUTCOME_CRITICS)
+        for name, networks in (
+            ("denoiser", DENOISERS),
+            ("reward_critic", CRITICS),
+            ("cost_critic", CRITICS),
+            ("outcome_critic", OUTCOME_CRITICS),
+        ):
+            network: NetworkConfig | None = getattr(self, name)
+            if network is not None:
+                try:
+                    check_options(networks[network.name], network.options)
+                except ValueError as error:
+                    raise ConfigError(f"{name}: {error}") from error
         require(
             self.outcome_critic is not None or self.planner.ranking != "outcome",
             'ranking="outcome" needs an outcome critic, and this configuration has none; use ranking="rescored", or '
@@ -203,7 +226,8 @@ class TREBIConfig:
             and self.outcome_critic is not None
             and self.outcome_critic.name == "mlp"
         ):
-            low, *_, high = self.outcome_critic.options.get("levels", LEVELS)
+            levels = self.outcome_critic.options.get("levels", LEVELS)
+            low, high = (levels[0], levels[-1]) if levels else (1.0, 0.0)
             require(
                 low <= self.planner.cost_level <= high,
                 f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles "
@@ -212,6 +236,14 @@ class TREBIConfig:
         choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        require(
+            self.diffusion_steps <= MOST_LEVELS,
+            f"diffusion_steps must be at most {MOST_LEVELS}; got {self.diffusion_steps}",
+        )
+        require(
+            self.episode_length is None or self.episode_length <= LONGEST_EPISODE,
+            f"episode_length must be at most {LONGEST_EPISODE}; got {self.episode_length}",
+        )
         require(
             self.outcome_critic is None or self.outcome_critic.name != "budget" or self.horizon >= 2,
             f"a budget critic judges where a plan's first step leads, so the horizon must be at least 2; got {self.horizon}",
@@ -236,6 +268,16 @@ class TREBIConfig:
                 self.planner.sampler != "ddpm" or steps in (None, self.diffusion_steps),
                 f"{name} is {steps}, but ddpm takes all {self.diffusion_steps} steps; use ddim, or set {name} to None",
             )
+        steps = max(
+            self.diffusion_steps if steps is None else steps
+            for steps in (self.planner.sampler_steps, self.planner.retry_steps or 1)
+        )
+        passes = self.planner.candidates * steps * (1 + self.planner.guide_moves)
+        require(
+            passes <= MOST_PASSES,
+            f"{self.planner.candidates} candidates of {steps} denoising steps with {self.planner.guide_moves} guided moves "
+            f"each take {passes} plans through the networks for one decision; {MOST_PASSES} is the most",
+        )
         require(
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",

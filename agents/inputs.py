@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trebi_gym.agents.config import TREBIConfig
+from trebi_gym.agents.spaces import BUDGET_KEYS
 from trebi_gym.agents.units import constant_rule, remaining_rule
 from trebi_gym.budget import Budget, check_remaining
 from trebi_gym.errors import BudgetError, ObservationError, TrebiError
@@ -58,6 +59,12 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
             raise ObservationError(
                 'a Dict observation must hold "observation", as BudgetWrapper(observe=True) gives; '
                 f"found {', '.join(map(str, observation))}"
+            )
+        other = [str(key) for key in observation if key not in BUDGET_KEYS]
+        if other:
+            raise ObservationError(
+                f"a Dict observation holds {', '.join(sorted(BUDGET_KEYS))} and nothing else; this one also has "
+                f"{', '.join(other)}, which nothing was learned from: learn from flattened observations, and pass such"
             )
         if budget is None and "budget" in observation:
             budget = _numbers(observation["budget"], "budget", BudgetError)

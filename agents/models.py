@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from trebi_gym.agents.config import NetworkConfig, TREBIConfig
+from trebi_gym.agents.config import LONGEST_EPISODE, NetworkConfig, TREBIConfig
 from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
+from trebi_gym.budget import is_whole
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.datasets.recipes import maximum_budget, published_recipe
@@ -54,7 +55,11 @@ class Task:
     budget_factor: float  # discounted cost per undiscounted cost, over the data's episodes
 
     def __post_init__(self) -> None:
-        for name in ("episode_length", "cost_scale", "budget_factor"):
+        if not is_whole(self.episode_length) or not 1 <= self.episode_length <= LONGEST_EPISODE:
+            raise ConfigError(
+                f"episode_length must be a whole number from 1 to {LONGEST_EPISODE}; got {self.episode_length!r}"
+            )
+        for name in ("cost_scale", "budget_factor"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be finite and positive; got {value}")
@@ -190,5 +195,5 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
         torch.manual_seed(seed)
         try:
             return make(network.name, horizon=config.horizon, transition_dim=size, **options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"the network {network.name!r} for {part} cannot be built: {error}") from error

@@ -187,7 +187,7 @@ class TREBIAgent(Calibrates):
         *,
         budget: BudgetLike | None = None,
         risk: float | None = None,
-    ) -> tuple[npt.NDArray[np.float32], PlanState]:
+    ) -> tuple[Array, PlanState]:
         """Plan, and return the first action of the best plan.
 
         Args:
@@ -204,7 +204,7 @@ class TREBIAgent(Calibrates):
                 takes the agent's own, ``agent.risk``. It needs the state of the last call handed back.
 
         Returns:
-            The action (A,) or actions (E, A) within the action space, and the state for the next call. It also tells
+            The action (A,) or actions (E, A) within the action space and of its dtype, and the state for the next call. It also tells
             whether any plan keeps the budget (``feasible``), by how much (``margin``), whether the risk is ``certified``.
 
         Raises:
