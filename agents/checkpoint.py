@@ -109,7 +109,15 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     except CheckpointError:
         raise
     # an entry of the zip that is packed in a way that Python lacks is a NotImplementedError, deep JSON a RecursionError
-    except (zipfile.BadZipFile, zlib.error, SafetensorError, ValueError, OSError, EOFError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        SafetensorError,
+        ValueError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(
             f"{target} is not a readable saved agent, perhaps it is cut short: {error}"
         ) from error
@@ -133,7 +141,9 @@ class _Bounded(io.FileIO):
             left = os.fstat(self.fileno()).st_size - self.tell()
             asked = left if size is None or size < 0 else min(size, left)
             if asked > self.most:
-                raise zipfile.BadZipFile(f"its table of contents has {asked} bytes, where two entries are listed")
+                raise zipfile.BadZipFile(
+                    f"its table of contents has {asked} bytes, where two entries are listed"
+                )
         return super().read(-1 if size is None else size)
 
 

@@ -14,7 +14,6 @@ from trebi_gym.agents.networks.outcome import LEVELS
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.errors import ConfigError
 
-
 LONGEST_EPISODE = 10**9
 """Steps of a task's time limit, at most: beyond, float32 cannot tell one step left from none."""
 
@@ -150,7 +149,11 @@ class PlannerConfig:
 
 @dataclass(frozen=True)
 class TREBIConfig:
-    """Everything that defines an agent. The defaults are the preset ``fast``; see ``agents.presets``."""
+    """Everything that defines an agent. The defaults are the preset ``fast``; see ``agents.presets``.
+
+    ``PlannerConfig(margin=0.1)`` is the planner of ``fast`` with one change. A ``TrainingConfig`` and a ``NetworkConfig``
+    serve several models, so theirs are not those of each: ``replace(critic_training={"steps": 100})`` changes one field.
+    """
 
     preset: str = "fast"
     """The preset that this started from."""
@@ -256,7 +259,8 @@ class TREBIConfig:
         )
         require(
             self.episode_length is None or self.episode_length >= self.horizon,
-            f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}",
+            f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}; set horizon or "
+            "episode_length",
         )
         for name in ("sampler_steps", "retry_steps"):
             steps = getattr(self.planner, name)
@@ -354,7 +358,15 @@ class TREBIConfig:
 
 
 # the fields of the first saved agents, by which their files are told from a dictionary of a few changes
-_FIRST_FIELDS = {"preset", "horizon", "denoiser", "reward_critic", "cost_critic", "critic_training", "planner"}
+_FIRST_FIELDS = {
+    "preset",
+    "horizon",
+    "denoiser",
+    "reward_critic",
+    "cost_critic",
+    "critic_training",
+    "planner",
+}
 _FIRST_PLANNER_FIELDS = {"candidates", "sampler", "sampler_steps", "guide_type", "ranking", "budget_rule"}
 _ADDED: dict[str, Any] = {"outcome_critic": None, "outcome_training": None}
 _ADDED_TO_PLANNER: dict[str, Any] = {"retry_steps": None}

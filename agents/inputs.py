@@ -114,9 +114,10 @@ def planning_budgets(
     rule, discount = config.planner.budget_rule, config.cost_discount
 
     def turned(remaining: Floats) -> Floats:
-        return critic_budgets(
-            remaining, request.discounts, steps_left, rule=rule, cost_discount=discount, factor=factor
-        )
+        with np.errstate(over="ignore"):  # a budget near the largest number is infinite
+            return critic_budgets(
+                remaining, request.discounts, steps_left, rule=rule, cost_discount=discount, factor=factor
+            )
 
     limits = turned(request.remaining)
     if reserve is None:
@@ -173,6 +174,22 @@ def check_actions(actions: Array) -> Array:
             "or guide_scale or cost_weight is too large"
         )
     return actions
+
+
+def check_scores(rewards: Array, costs: Array, least: Array) -> None:
+    """Raise unless what is predicted of the best plans, reward (E,) and cost (E,), and the least cost (E,) are finite.
+
+    Raises:
+        ObservationError: one is not: plans cannot be ranked by such numbers.
+    """
+    for name, values in (("reward", rewards), ("cost", costs), ("least cost", least)):
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise ObservationError(
+                f"the predicted {name} of the best plan is {values[row]} for environment {row}, so plans cannot be ranked: "
+                "the observation is too far from the data, or the agent's weights are damaged; check the observation's "
+                "units, or load an unchanged copy of the agent"
+            )
 
 
 def _numbers(value: Any, what: str, error_class: type[TrebiError], but: str = "") -> Floats:

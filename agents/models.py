@@ -20,7 +20,7 @@ from trebi_gym.budget import is_whole
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.datasets.recipes import maximum_budget, published_recipe
-from trebi_gym.errors import ConfigError
+from trebi_gym.errors import ConfigError, DatasetError
 
 PARTS = ("diffusion", "reward_critic", "cost_critic")
 """The paper's three models, in the order in which ``learn`` fits them."""
@@ -135,10 +135,35 @@ def noted(
             f"agent's normalisers and budgets are those of {before.get('name')} ({before.get('episodes')} episodes, "
             f"{before.get('steps')} steps)",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,  # through learn and its settings, to who calls it
         )
         others |= dict.fromkeys(parts, now)
     return kept | ({"parts": others} if others else {})
+
+
+def check_horizon(dataset: EpisodeDataset, config: TREBIConfig) -> None:
+    """Raise if no episode of the data set may be as long as a plan.
+
+    Raises:
+        DatasetError: none is; the message names the longest plan that the configuration and the data allow.
+    """
+    limit = max(dataset.episode_length, int(dataset.lengths.max()))
+    if config.horizon <= limit:
+        return
+    said = f"a plan of this configuration has {config.horizon} steps, but an episode of this data set has at most {limit}"
+    for horizon in range(limit, 0, -1):
+        try:
+            config.replace(horizon=horizon)
+        except ConfigError as error:
+            reason = str(error)
+        else:
+            raise DatasetError(
+                f"{said}; plan {horizon}: config.replace(horizon={horizon}), or --horizon {horizon} of trebi learn and the "
+                "training scripts"
+            )
+    raise DatasetError(
+        f"{said}, and no shorter plan goes with preset {config.preset!r} ({reason}); take longer episodes or another preset"
+    )
 
 
 def make_windows(

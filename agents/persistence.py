@@ -21,6 +21,7 @@ from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffuser_import import read_published
 from trebi_gym.agents.learning import Run
 from trebi_gym.agents.models import EVERY_PART, Task, make_model, parts_of
+from trebi_gym.agents.settings import usual_settings
 from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="TREBIAgent")
 
 
+@usual_settings()
 def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
     """Write the agent; see ``TREBIAgent.save``."""
     known = parts_of(agent.config)
@@ -90,6 +92,7 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
     return checkpoint.write(path, description, tensors)
 
 
+@usual_settings()
 def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> A:
     """Read an agent; see ``TREBIAgent.load``."""
     files = _files(Path(path))
@@ -103,7 +106,7 @@ def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.dev
             elif _identity(found) != _identity(checkpoint.read(first)):
                 raise CheckpointError(
                     f"{file} and {first} do not belong together: their configuration or normalisers differ; "
-                    "train all parts with the same --config and --dataset"
+                    "train all parts with the same --config, --horizon and --dataset"
                 )
             _take_models(agent, found)
             if "calibration" in found.description and len(files) == 1:
@@ -232,10 +235,14 @@ def _box(found: Checkpoint, name: str, dtype: str) -> gym.spaces.Box:
     """Return a space; ``dtype`` is that of files from before it was kept."""
     kept = found.description.get("spaces", {}).get(name, dtype)
     if kept not in ("float16", "float32", "float64") and (name == "action" or kept not in _WHOLE):
-        raise CheckpointError(f"the file's {name}s are of {kept!r}, which is no kind of number that is planned with")
+        raise CheckpointError(
+            f"the file's {name}s are of {kept!r}, which is no kind of number that is planned with"
+        )
     sides = [found.tensors[f"spaces.{name}_{side}"].to(torch.float64).numpy() for side in ("low", "high")]
     if sides[0].ndim != 1 or sides[0].shape != sides[1].shape or not (sides[0] <= sides[1]).all():
-        raise CheckpointError(f"the file's bounds of the {name}s must be two rows of numbers, the lower ones first")
+        raise CheckpointError(
+            f"the file's bounds of the {name}s must be two rows of numbers, the lower ones first"
+        )
     low, high = (side.astype(kept) for side in sides)
     return gym.spaces.Box(low, high, dtype=np.dtype(kept).type)
 
@@ -323,6 +330,7 @@ def _filled(
     return model
 
 
+@usual_settings()
 def from_diffuser(
     cls: type[A], folder: Path, dataset: EpisodeDataset, options: dict[str, Any], **agent: Any
 ) -> A:

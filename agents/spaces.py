@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 BUDGET_KEYS = {"observation", "budget", "steps_left"}
-"""The keys of what ``BudgetWrapper(observe=True)`` lets an agent observe; a Dict with others holds more than is planned with."""
+"""The keys of what ``BudgetWrapper(observe=True)`` lets an agent observe. A Dict with others is refused: they would be lost."""
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -143,7 +143,9 @@ def action_tolerances(space: gym.spaces.Box, dtype: npt.DTypeLike) -> tuple[Arra
     low, high = (np.asarray(side, dtype=np.float64) for side in (space.low, space.high))
     with np.errstate(over="ignore", invalid="ignore"):
         width = np.where(np.isfinite(low) & np.isfinite(high), high - low, 0.0)
-        below, above = (np.maximum(84 * precision * np.abs(side), 4 * precision * width) for side in (low, high))
+        below, above = (
+            np.maximum(84 * precision * np.abs(side), 4 * precision * width) for side in (low, high)
+        )
     return np.where(np.isfinite(low), below, 0.0), np.where(np.isfinite(high), above, 0.0)
 
 

@@ -15,7 +15,6 @@ from trebi_gym.agents.networks.mlp import MLPCritic, MLPDenoiser
 from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.temporal_unet import TemporalUnet
 
-
 MOST_ITEMS = 64
 """Of an option that is a list, such as the resolutions of a network."""
 
@@ -93,7 +92,9 @@ def check_options(network: type[nn.Module], options: Mapping[str, object]) -> No
     hints = get_type_hints(network.__init__)
     for key, value in options.items():
         if key in hints and not _fits(value, hints[key]):
-            raise ValueError(f"the option {key} must be {_KINDS.get(hints[key], hints[key])}; got {value!r:.80}")
+            raise ValueError(
+                f"the option {key} must be {_KINDS.get(hints[key], hints[key])}; got {value!r:.80}"
+            )
 
 
 _KINDS: dict[Any, str] = {

@@ -114,7 +114,9 @@ def test_changing_one_field_of_a_presets_planner_changes_that_field_only(name, f
     if field == "guide_type":
         value = 1 - before.planner.guide_type
     changed = before.replace(planner={field: value})
-    assert changed == dataclasses.replace(before, planner=dataclasses.replace(before.planner, **{field: value}))
+    assert changed == dataclasses.replace(
+        before, planner=dataclasses.replace(before.planner, **{field: value})
+    )
     differing = [
         item.name
         for item in dataclasses.fields(PlannerConfig)

@@ -103,11 +103,15 @@ GOALS = gym.spaces.Dict(observation=SEEN, achieved_goal=SEEN, desired_goal=SEEN)
 
 def test_a_goal_is_not_left_out_without_a_word(tiny_agent):
     action = Box(-1, 1, (1,))
-    with pytest.raises(EnvironmentContractError, match="a goal too, with .*FlattenObservation"):
+    with pytest.raises(EnvironmentContractError, match=r"a goal too, with .*FlattenObservation"):
         TREBIAgent((GOALS, action))
-    for keys in (("observation",), ("observation", "budget"), ("observation", "budget", "steps_left", "goal")):
+    for keys in (
+        ("observation",),
+        ("observation", "budget"),
+        ("observation", "budget", "steps_left", "goal"),
+    ):
         with pytest.raises(EnvironmentContractError, match="FlattenObservation"):
-            agent_spaces((gym.spaces.Dict({key: SEEN for key in keys}), action))
+            agent_spaces((gym.spaces.Dict(dict.fromkeys(keys, SEEN)), action))
     observation = {"observation": np.zeros(3), "desired_goal": np.ones(3), "budget": np.ones(1)}
     with pytest.raises(ObservationError, match="also has desired_goal, which nothing was learned from"):
         tiny_agent.predict(observation)
