@@ -20,7 +20,7 @@ LONGEST_EPISODE = 10**9
 MOST_LEVELS = 1024
 """Steps of a noise schedule, at most: as many as the networks' table of steps has."""
 
-MOST_PASSES = 1 << 20
+MOST_PASSES = 1 << 18
 """Plans that a decision takes through the networks, at most: the default takes some 400, the paper's 8,000."""
 
 

@@ -95,7 +95,10 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
 @usual_settings()
 def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> A:
     """Read an agent; see ``TREBIAgent.load``."""
-    files = _files(Path(path))
+    try:
+        files = _files(Path(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     agent: A | None = None
     for file in files:
         found = checkpoint.read(file)
@@ -238,7 +241,7 @@ def _box(found: Checkpoint, name: str, dtype: str) -> gym.spaces.Box:
         raise CheckpointError(
             f"the file's {name}s are of {kept!r}, which is no kind of number that is planned with"
         )
-    sides = [found.tensors[f"spaces.{name}_{side}"].to(torch.float64).numpy() for side in ("low", "high")]
+    sides = [_floats(found, f"spaces.{name}_{side}").to(torch.float64).numpy() for side in ("low", "high")]
     if sides[0].ndim != 1 or sides[0].shape != sides[1].shape or not (sides[0] <= sides[1]).all():
         raise CheckpointError(
             f"the file's bounds of the {name}s must be two rows of numbers, the lower ones first"
@@ -251,7 +254,14 @@ _WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
 
 
 def _normalizer(found: Checkpoint, name: str) -> AffineNormalizer:
-    return AffineNormalizer(*(found.tensors[f"{name}.{key}"].numpy() for key in ("center", "scale")))
+    return AffineNormalizer(*(_floats(found, f"{name}.{key}").float().numpy() for key in ("center", "scale")))
+
+
+def _floats(found: Checkpoint, name: str) -> torch.Tensor:
+    tensor = found.tensors[name]
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(f"the file's {name} must be floating-point numbers; it is of {tensor.dtype}")
+    return tensor
 
 
 def _learned_from(found: Any) -> dict[str, Any]:
@@ -335,7 +345,10 @@ def from_diffuser(
     cls: type[A], folder: Path, dataset: EpisodeDataset, options: dict[str, Any], **agent: Any
 ) -> A:
     """Make an agent of published Diffuser models; see ``TREBIAgent.from_diffuser``."""
-    found = read_published(folder, **options)
+    try:
+        found = read_published(folder, **options)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
     sizes = {"observation": (found.observation_size, dataset.observation_size)}
     sizes["action"] = (found.action_size, dataset.action_size)
     for name, (theirs, ours) in sizes.items():

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 BUDGET_KEYS = {"observation", "budget", "steps_left"}
-"""The keys of what ``BudgetWrapper(observe=True)`` lets an agent observe. A Dict with others is refused: they would be lost."""
+"""The keys of what ``BudgetWrapper(observe=True)`` lets an agent observe. A Dict with others is refused."""
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -151,7 +151,7 @@ def action_tolerances(space: gym.spaces.Box, dtype: npt.DTypeLike) -> tuple[Arra
 
 def fit_actions(actions: Array, space: gym.spaces.Box) -> Array:
     """Return finite actions (..., A) as the nearest in an action space, in its own dtype, so that it contains them."""
-    most = np.finfo(space.low.dtype).max
+    most = float(np.finfo(str(space.low.dtype)).max)
     # in its own dtype last: the nearest float32 to a bound in float64 may lie beyond it
     fitted: Array = np.clip(np.asarray(actions), -most, most).astype(space.low.dtype)
     return np.clip(fitted, space.low, space.high)

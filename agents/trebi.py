@@ -28,7 +28,7 @@ from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_datas
 from trebi_gym.agents.state import PlanState
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.datasets import load as load_dataset
-from trebi_gym.errors import NotLearnedError
+from trebi_gym.errors import ConfigError, NotLearnedError
 
 Array = npt.NDArray[Any]
 
@@ -175,7 +175,12 @@ class TREBIAgent(Calibrates):
             if self.tensorboard_log is not None:
                 formats += ["csv", "tensorboard"]
             folder = None if self.tensorboard_log is None else os.fspath(self.tensorboard_log)
-            self._logger = configure(folder, formats) if formats else Logger(None, [])
+            try:
+                self._logger = configure(folder, formats) if formats else Logger(None, [])
+            except OSError as error:
+                raise ConfigError(
+                    f"the training log cannot be written to {folder}: {error.strerror or error}; choose another folder"
+                ) from error
         return self._logger
 
     def set_logger(self, logger: Logger) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
@@ -119,4 +120,7 @@ def _fits(value: object, hint: Any) -> bool:
         return hint is bool and isinstance(value, bool)
     if hint is int:
         return isinstance(value, numbers.Integral)
-    return isinstance(value, numbers.Real) and -1e300 < value < 1e300
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:
+        return False

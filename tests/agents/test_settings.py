@@ -103,8 +103,15 @@ def test_a_run_that_is_resumed_under_another_setting_is_the_same(few, tiny_confi
 
 def test_the_papers_networks_plan_the_same(few, setting):
     small = {"options": {"dim": 8, "dim_mults": [1, 2]}}
+    few_rows = {"batch_size": 4, "accumulation": 1}
     config = preset("toy_safe_env").replace(
-        horizon=4, denoiser=small, reward_critic=small, cost_critic=small, planner={"candidates": 4}
+        horizon=4,
+        denoiser=small,
+        reward_critic=small,
+        cost_critic=small,
+        denoiser_training=few_rows,
+        critic_training=few_rows,
+        planner={"candidates": 4, "sampler": "ddim", "sampler_steps": 3},
     )
     expected = decided(made(few, config))
     with setting():
