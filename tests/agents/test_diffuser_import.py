@@ -394,7 +394,7 @@ def test_a_pickle_that_would_take_more_memory_than_it_has_bytes_is_refused(tmp_p
     folder = published(tmp_path) / "diffusion" / "defaults_H4_T20"
     path = folder / "model_config.pkl"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # keeps a dictionary under the number 2**31 - 1
-    with pytest.raises(CheckpointError, match="keeps an object under the number 2147483647, and has 8 bytes"):
+    with pytest.raises(CheckpointError, match="keeps an object under the number 2147483647, and has 9 bytes"):
         read_config(path)
 
 
