@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import numpy.typing as npt
 
 from trebi_gym.agents.calibration import AnyCalibration, check_share
 from trebi_gym.agents.checked import plain
-from trebi_gym.agents.inputs import Request, check_actions, parse_request, planning_budgets
+from trebi_gym.agents.inputs import Request, check_actions, check_scores, parse_request, planning_budgets
 from trebi_gym.agents.plans import least_costs
+from trebi_gym.agents.settings import usual_settings
+from trebi_gym.agents.spaces import fit_actions
 from trebi_gym.agents.state import PlanState, continued, hold_back
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.errors import CalibrationError, ObservationError
@@ -23,6 +26,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
+@usual_settings()
 def decide(
     agent: TREBIAgent,
     request: Request,
@@ -30,13 +34,14 @@ def decide(
     episode_start: Array | None,
     deterministic: bool,
     risk: float | None,
-) -> tuple[npt.NDArray[np.float32], PlanState]:
+) -> tuple[Array, PlanState]:
     """Return actions and the next state; see ``TREBIAgent.predict``."""
     planner, task = agent.ready()
     environments = len(request.observations)
     interval = agent.config.planner.control_interval
     state = continued(state, episode_start, environments, interval, task.action_size)
     steps_left = request.count_steps_left(task.episode_length, state.step)
+    warn_beyond(agent, request, state.step)
     if risk is not None:
         check_calibrated(agent, risk)
     steps = np.where(request.steps >= 0, request.steps, task.episode_length - steps_left)
@@ -58,15 +63,47 @@ def decide(
         state.actions[due] = check_actions(planner.best_actions(found, interval))
         state.rewards[due], state.costs[due] = planner.best_scores(found)
         state.least[due] = least_costs(found.costs).cpu().numpy()
-        state.budgets[due], state.limits[due] = thresholds[due], limits[due]
+        check_scores(state.rewards[due], state.costs[due], state.least[due])
+        with np.errstate(over="ignore"):  # a budget beyond float32 is infinite
+            state.budgets[due], state.limits[due] = thresholds[due], limits[due]
         state.position[due] = 0
     actions = state.actions[np.arange(environments), state.position]
     state.position += 1
     state.step = (task.episode_length - steps_left).astype(np.int64) + 1
     assert agent.action_space is not None
-    actions = np.clip(actions, agent.action_space.low.ravel(), agent.action_space.high.ravel())
-    actions = actions.reshape(environments, *agent.action_space.shape).astype(np.float32)
+    actions = fit_actions(actions, agent.action_space)
     return (actions[0] if request.single else actions), state
+
+
+def warn_beyond(agent: TREBIAgent, request: Request, counted: npt.NDArray[np.int64] | None) -> None:
+    """Warn, once for an agent, where an episode is longer than those that it learned from.
+
+    Args:
+        agent: that decides.
+        request: which may tell the steps taken, or those left.
+        counted: (E,) steps taken, where the request does not tell; None: not known.
+    """
+    assert agent.task is not None
+    length = agent.task.episode_length
+    if agent.warned_of_length:
+        return
+    if request.steps_left is not None:
+        longest = int(request.steps_left.max())
+        if longest <= length:
+            return
+        found = f"an observation tells that {longest} steps are left"
+    else:
+        steps = request.steps if counted is None else np.where(request.steps < 0, counted, request.steps)
+        if steps.max() < length:
+            return
+        found = f"step {int(steps.max())} (the first is 0) is planned like the last one"
+    agent.warned_of_length = True
+    warnings.warn(
+        f"the agent learned from episodes of {length} steps, but {found}: nothing was learned of so long an episode, and "
+        f"its predictions do not hold there; end episodes after {length} steps, or learn from longer ones",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def check_calibrated(agent: TREBIAgent, risk: float) -> AnyCalibration:
@@ -100,6 +137,7 @@ def check_calibrated(agent: TREBIAgent, risk: float) -> AnyCalibration:
     return agent.calibration
 
 
+@usual_settings()
 def least_budgets(agent: TREBIAgent, request: Request, repeats: int) -> Floats:
     """Return the least undiscounted cost (E,) that any candidate is predicted to have, planned for at budget 0."""
     planner, task = agent.ready()
@@ -141,7 +179,7 @@ class AtRisk:
         deterministic: bool = False,
         *,
         budget: Any,
-    ) -> tuple[npt.NDArray[np.float32], PlanState]:
+    ) -> tuple[Array, PlanState]:
         """Return actions and the next state; see ``TREBIAgent.predict``."""
         request = parse_request(observation, budget, self._agent.ready()[1].observation_size)
         return decide(self._agent, request, state, episode_start, deterministic, self.risk)

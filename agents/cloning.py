@@ -13,7 +13,14 @@ from torch import nn
 
 from trebi_gym.agents.config import TrainingConfig
 from trebi_gym.agents.inputs import parse_observations
-from trebi_gym.agents.spaces import check_dataset, resolve_device, resolve_seed, spaces_of_dataset
+from trebi_gym.agents.settings import usual_settings
+from trebi_gym.agents.spaces import (
+    check_dataset,
+    fit_actions,
+    resolve_device,
+    resolve_seed,
+    spaces_of_dataset,
+)
 from trebi_gym.agents.training import Fit
 from trebi_gym.budget import Budget, check_budget
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
@@ -66,6 +73,7 @@ class BudgetCloning:
         self.episodes = 0
         self._network: nn.Module | None = None
 
+    @usual_settings()
     def learn(self, dataset: EpisodeDataset) -> Self:
         """Learn from the episodes within the budget; the normalisers are fitted to these too.
 
@@ -98,6 +106,7 @@ class BudgetCloning:
         self._network, self.episodes = fit.averaged.eval(), len(rows)
         return self
 
+    @usual_settings()
     def predict(
         self,
         observation: Any,
@@ -106,7 +115,7 @@ class BudgetCloning:
         deterministic: bool = True,
         *,
         budget: Any = None,
-    ) -> tuple[npt.NDArray[np.float32], None]:
+    ) -> tuple[Array, None]:
         """Return the action (A,) for an observation (O,), or actions (E, A) for (E, O), and no state.
 
         Args:
@@ -123,10 +132,10 @@ class BudgetCloning:
         if self._network is None:
             raise NotLearnedError("there is nothing learned yet; call learn(dataset)")
         given, single = parse_observations(observation, len(self._observations.center))
-        with torch.inference_mode():
+        with torch.no_grad():
             found = self._network(self._tensor(self._observations.normalize(given))).cpu().numpy()
-        actions = np.clip(self._actions.unnormalize(found), self._space.low, self._space.high)
-        return (actions[0] if single else actions).astype(np.float32), None
+        actions = fit_actions(self._actions.unnormalize(found), self._space)
+        return (actions[0] if single else actions), None
 
     def _tensor(self, values: Array) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)

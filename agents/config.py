@@ -9,9 +9,19 @@ from typing import Any, Literal
 
 from trebi_gym.agents.checked import build, check_types, choice, known, plain, require
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
-from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS
+from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS, check_options
 from trebi_gym.agents.networks.outcome import LEVELS
 from trebi_gym.datasets.normalizers import NORMALIZERS
+from trebi_gym.errors import ConfigError
+
+LONGEST_EPISODE = 10**9
+"""Steps of a task's time limit, at most: beyond, float32 cannot tell one step left from none."""
+
+MOST_LEVELS = 1024
+"""Steps of a noise schedule, at most: as many as the networks' table of steps has."""
+
+MOST_PASSES = 1 << 18
+"""Plans that a decision takes through the networks, at most: the default takes some 400, the paper's 8,000."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +68,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """How a decision is made from the models."""
+    """How a decision is made from the models. The defaults are the planner of the preset ``fast``."""
 
-    candidates: int = 64
+    candidates: int = 32
     """N, plans sampled for every decision."""
     sampler: str = "ddim"
     """A name in ``SAMPLERS``."""
-    sampler_steps: int | None = 5
+    sampler_steps: int | None = 3
     """Denoising steps of the sampler; None for all steps of the schedule."""
-    retry_steps: int | None = None
+    retry_steps: int | None = 5
     """Denoising steps of a second search where no plan of the first keeps its budget; None for no second search."""
     guide_type: Literal[0, 1] = 1
     """1: ``grad R - w [C > b] grad C``; 0: the cost's gradient also grows with the relative excess."""
@@ -81,7 +91,7 @@ class PlannerConfig:
     """Guided moves in every denoising step; 0 for selection only."""
     guide_stop: int = 2
     """No guided move in denoising steps below this one."""
-    ranking: Literal["outcome", "rescored", "original"] = "rescored"
+    ranking: Literal["outcome", "rescored", "original"] = "outcome"
     """Rank the finished plans by the outcome critic, by the guiding critics' scores of them, or by those before the last
     guided move as the original does."""
     cost_level: float = 0.1
@@ -139,7 +149,11 @@ class PlannerConfig:
 
 @dataclass(frozen=True)
 class TREBIConfig:
-    """Everything that defines an agent. The defaults are the preset ``fast``; see ``agents.presets``."""
+    """Everything that defines an agent. The defaults are the preset ``fast``; see ``agents.presets``.
+
+    ``PlannerConfig(margin=0.1)`` is the planner of ``fast`` with one change. A ``TrainingConfig`` and a ``NetworkConfig``
+    serve several models, so theirs are not those of each: ``replace(critic_training={"steps": 100})`` changes one field.
+    """
 
     preset: str = "fast"
     """The preset that this started from."""
@@ -183,7 +197,7 @@ class TREBIConfig:
         steps=6_000, learning_rate=1e-3, learning_rate_schedule="cosine"
     )
     """Of the outcome critic; None: as the other critics."""
-    planner: PlannerConfig = PlannerConfig(candidates=32, sampler_steps=3, retry_steps=5, ranking="outcome")
+    planner: PlannerConfig = PlannerConfig()
     """How a decision is made."""
 
     def __post_init__(self) -> None:
@@ -193,6 +207,18 @@ class TREBIConfig:
         choice("cost_critic", self.cost_critic.name, CRITICS)
         if self.outcome_critic is not None:
             choice("outcome_critic", self.outcome_critic.name, OUTCOME_CRITICS)
+        for name, networks in (
+            ("denoiser", DENOISERS),
+            ("reward_critic", CRITICS),
+            ("cost_critic", CRITICS),
+            ("outcome_critic", OUTCOME_CRITICS),
+        ):
+            network: NetworkConfig | None = getattr(self, name)
+            if network is not None:
+                try:
+                    check_options(networks[network.name], network.options)
+                except ValueError as error:
+                    raise ConfigError(f"{name}: {error}") from error
         require(
             self.outcome_critic is not None or self.planner.ranking != "outcome",
             'ranking="outcome" needs an outcome critic, and this configuration has none; use ranking="rescored", or '
@@ -203,7 +229,8 @@ class TREBIConfig:
             and self.outcome_critic is not None
             and self.outcome_critic.name == "mlp"
         ):
-            low, *_, high = self.outcome_critic.options.get("levels", LEVELS)
+            levels = self.outcome_critic.options.get("levels", LEVELS)
+            low, high = (levels[0], levels[-1]) if levels else (1.0, 0.0)
             require(
                 low <= self.planner.cost_level <= high,
                 f"cost_level is {self.planner.cost_level:g}, but the outcome critic learns the quantiles "
@@ -212,6 +239,14 @@ class TREBIConfig:
         choice("normalizer", self.normalizer, NORMALIZERS)
         for name in ("horizon", "diffusion_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        require(
+            self.diffusion_steps <= MOST_LEVELS,
+            f"diffusion_steps must be at most {MOST_LEVELS}; got {self.diffusion_steps}",
+        )
+        require(
+            self.episode_length is None or self.episode_length <= LONGEST_EPISODE,
+            f"episode_length must be at most {LONGEST_EPISODE}; got {self.episode_length}",
+        )
         require(
             self.outcome_critic is None or self.outcome_critic.name != "budget" or self.horizon >= 2,
             f"a budget critic judges where a plan's first step leads, so the horizon must be at least 2; got {self.horizon}",
@@ -224,7 +259,8 @@ class TREBIConfig:
         )
         require(
             self.episode_length is None or self.episode_length >= self.horizon,
-            f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}",
+            f"the horizon of {self.horizon} steps is longer than an episode of {self.episode_length}; set horizon or "
+            "episode_length",
         )
         for name in ("sampler_steps", "retry_steps"):
             steps = getattr(self.planner, name)
@@ -236,6 +272,16 @@ class TREBIConfig:
                 self.planner.sampler != "ddpm" or steps in (None, self.diffusion_steps),
                 f"{name} is {steps}, but ddpm takes all {self.diffusion_steps} steps; use ddim, or set {name} to None",
             )
+        steps = max(
+            self.diffusion_steps if steps is None else steps
+            for steps in (self.planner.sampler_steps, self.planner.retry_steps or 1)
+        )
+        passes = self.planner.candidates * steps * (1 + self.planner.guide_moves)
+        require(
+            passes <= MOST_PASSES,
+            f"{self.planner.candidates} candidates of {steps} denoising steps with {self.planner.guide_moves} guided moves "
+            f"each take {passes} plans through the networks for one decision; {MOST_PASSES} is the most",
+        )
         require(
             self.planner.control_interval <= self.horizon,
             f"control_interval is {self.planner.control_interval}, but a plan has only {self.horizon} steps",
@@ -301,6 +347,26 @@ class TREBIConfig:
         Raises:
             ConfigError: an unknown field, a value of the wrong type, or one that cannot work.
         """
-        if isinstance(data, Mapping) and "planner" in data:  # as files from before there were these mean it
-            data = {"outcome_critic": None, "outcome_training": None, **data}
+        if isinstance(data, Mapping):
+            # a file holds every field that there was when it was written; what it lacks was as _ADDED says
+            if set(data) >= _FIRST_FIELDS:
+                data = {**_ADDED, **data}
+            planner = data.get("planner")
+            if isinstance(planner, Mapping) and set(planner) >= _FIRST_PLANNER_FIELDS:
+                data = {**data, "planner": {**_ADDED_TO_PLANNER, **planner}}
         return build(cls, data, "config")
+
+
+# the fields of the first saved agents, by which their files are told from a dictionary of a few changes
+_FIRST_FIELDS = {
+    "preset",
+    "horizon",
+    "denoiser",
+    "reward_critic",
+    "cost_critic",
+    "critic_training",
+    "planner",
+}
+_FIRST_PLANNER_FIELDS = {"candidates", "sampler", "sampler_steps", "guide_type", "ranking", "budget_rule"}
+_ADDED: dict[str, Any] = {"outcome_critic": None, "outcome_training": None}
+_ADDED_TO_PLANNER: dict[str, Any] = {"retry_steps": None}

@@ -8,12 +8,15 @@ same). The network's weights are named as ours are.
 from __future__ import annotations
 
 import io
+import pickletools
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import Unpickler, UnpicklingError  # noqa: TID251 - its find_class refuses every name but inert ones
-from typing import Any, Literal
+from types import NoneType
+from typing import IO, Any, Literal
 
 import torch
 
@@ -25,6 +28,18 @@ PACKAGE = "diffuser"
 CONFIGS = ("dataset", "model", "diffusion", "trainer")
 MAX_CONFIG_BYTES = 1 << 20
 """Published configurations take some hundred bytes."""
+MAX_ITEMS, MAX_BYTES_OF_TEXT = 64, 1_000
+"""Of a configuration's entry; longer ones are left out, none that is needed is."""
+WEIGHT_NAMES = {
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    *(
+        f"torch.{kind}Storage"
+        for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")
+    ),
+}
+"""What a file of plain weights names."""
 NORMALIZERS = {"GaussianNormalizer": "gaussian", "LimitsNormalizer": "limits"}
 
 Epoch = int | Literal["latest"]
@@ -101,14 +116,46 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} has {path.stat().st_size} bytes; a configuration has less than {MAX_CONFIG_BYTES}"
         )
     try:
-        found = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        packed = path.read_bytes()
+        _check_pickle(io.BytesIO(packed), len(packed))
+        found = _PlainUnpickler(io.BytesIO(packed)).load()
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable configuration: {error}") from error
     state = getattr(found, "state", None)
     entries = state.get("_dict") if isinstance(state, Mapping) else None
     if not isinstance(entries, Mapping):
         raise CheckpointError(f"{path} holds {type(found).__name__}, not a configuration with named entries")
-    return {str(key): value for key, value in entries.items()}
+    return {str(key): value for key, value in entries.items() if _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is a number, a string, or a short list of such: others can grow as they are compared."""
+    if isinstance(value, (list, tuple)):
+        return len(value) <= MAX_ITEMS and all(
+            isinstance(item, (str, int, float, NoneType)) and len(str(item)) <= MAX_BYTES_OF_TEXT
+            for item in value
+        )
+    if isinstance(value, int) and value.bit_length() > 64:
+        return False
+    return isinstance(value, (str, int, float, NoneType)) and len(str(value)) <= MAX_BYTES_OF_TEXT
+
+
+def _check_pickle(stream: IO[bytes], size: int, names: Collection[str] | None = None) -> None:
+    """Raise if a pickle would take memory beyond its size, or names anything but ``names`` (None: whatever it names).
+
+    Python's unpickler makes room for the highest number under which a pickle keeps an object, and some of what PyTorch's
+    restricted one may call makes as large an object as it is told.
+
+    Raises:
+        UnpicklingError: it does.
+    """
+    for operation, argument, _ in pickletools.genops(stream):
+        if "PUT" in operation.name and isinstance(argument, int) and argument > size:
+            raise UnpicklingError(f"it keeps an object under the number {argument}, and has {size} bytes")
+        if names is not None and operation.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            named = str(argument).replace(" ", ".")
+            if named not in names:
+                raise UnpicklingError(f"it names {named}, which no file of weights needs")
 
 
 def read_experiment(folder: Path, epoch: Epoch = "latest", *, ema: bool = True) -> DiffuserModel:
@@ -256,8 +303,33 @@ def _experiment(folder: Path, experiment: str | None) -> Path:
     return found[0]
 
 
+def _check_weights_file(path: Path) -> None:
+    """Raise if a file of weights is packed so that reading it takes memory far beyond its size.
+
+    Raises:
+        UnpicklingError: it is.
+    """
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):  # PyTorch's format from before 1.6: five pickles, then the numbers
+        with path.open("rb") as file:
+            for _ in range(5):
+                _check_pickle(file, size, WEIGHT_NAMES)
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > size:
+            raise UnpicklingError(
+                f"it would unpack from {size} bytes to {unpacked}; weights are stored as they are"
+            )
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as member:
+                    _check_pickle(member, size, WEIGHT_NAMES)
+
+
 def _read_weights(path: Path, which: str) -> dict[str, torch.Tensor]:
     try:
+        _check_weights_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

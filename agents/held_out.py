@@ -13,6 +13,7 @@ from trebi_gym.agents.checked import plain
 from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, described, make_windows
 from trebi_gym.agents.networks import BudgetCritic, PlanCritic
+from trebi_gym.agents.settings import usual_settings
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.datasets import EpisodeDataset
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
 
 
+@usual_settings()
 def on_held_out(agent: TREBIAgent, dataset: EpisodeDataset, risks: Sequence[float]) -> HeldOutCalibration:
     """Compare logged episodes' costs with what the critic says at their start; see ``TREBIAgent.calibrate``.
 

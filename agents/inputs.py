@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trebi_gym.agents.config import TREBIConfig
+from trebi_gym.agents.spaces import BUDGET_KEYS
 from trebi_gym.agents.units import constant_rule, remaining_rule
 from trebi_gym.budget import Budget, check_remaining
 from trebi_gym.errors import BudgetError, ObservationError, TrebiError
@@ -59,6 +60,12 @@ def parse_request(observation: Any, budget: BudgetLike | None, observation_size:
                 'a Dict observation must hold "observation", as BudgetWrapper(observe=True) gives; '
                 f"found {', '.join(map(str, observation))}"
             )
+        other = [str(key) for key in observation if key not in BUDGET_KEYS]
+        if other:
+            raise ObservationError(
+                f"a Dict observation holds {', '.join(sorted(BUDGET_KEYS))} and nothing else; this one also has "
+                f"{', '.join(other)}, which nothing was learned from: learn from flattened observations, and pass such"
+            )
         if budget is None and "budget" in observation:
             budget = _numbers(observation["budget"], "budget", BudgetError)
             if budget.ndim and budget.shape[-1] == 1:
@@ -107,9 +114,10 @@ def planning_budgets(
     rule, discount = config.planner.budget_rule, config.cost_discount
 
     def turned(remaining: Floats) -> Floats:
-        return critic_budgets(
-            remaining, request.discounts, steps_left, rule=rule, cost_discount=discount, factor=factor
-        )
+        with np.errstate(over="ignore"):  # a budget near the largest number is infinite
+            return critic_budgets(
+                remaining, request.discounts, steps_left, rule=rule, cost_discount=discount, factor=factor
+            )
 
     limits = turned(request.remaining)
     if reserve is None:
@@ -166,6 +174,22 @@ def check_actions(actions: Array) -> Array:
             "or guide_scale or cost_weight is too large"
         )
     return actions
+
+
+def check_scores(rewards: Array, costs: Array, least: Array) -> None:
+    """Raise unless what is predicted of the best plans, reward (E,) and cost (E,), and the least cost (E,) are finite.
+
+    Raises:
+        ObservationError: one is not: plans cannot be ranked by such numbers.
+    """
+    for name, values in (("reward", rewards), ("cost", costs), ("least cost", least)):
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise ObservationError(
+                f"the predicted {name} of the best plan is {values[row]} for environment {row}, so plans cannot be ranked: "
+                "the observation is too far from the data, or the agent's weights are damaged; check the observation's "
+                "units, or load an unchanged copy of the agent"
+            )
 
 
 def _numbers(value: Any, what: str, error_class: type[TrebiError], but: str = "") -> Floats:

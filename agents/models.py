@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from trebi_gym.agents.config import NetworkConfig, TREBIConfig
+from trebi_gym.agents.config import LONGEST_EPISODE, NetworkConfig, TREBIConfig
 from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
+from trebi_gym.budget import is_whole
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.datasets.recipes import maximum_budget, published_recipe
-from trebi_gym.errors import ConfigError
+from trebi_gym.errors import ConfigError, DatasetError
 
 PARTS = ("diffusion", "reward_critic", "cost_critic")
 """The paper's three models, in the order in which ``learn`` fits them."""
@@ -54,7 +55,11 @@ class Task:
     budget_factor: float  # discounted cost per undiscounted cost, over the data's episodes
 
     def __post_init__(self) -> None:
-        for name in ("episode_length", "cost_scale", "budget_factor"):
+        if not is_whole(self.episode_length) or not 1 <= self.episode_length <= LONGEST_EPISODE:
+            raise ConfigError(
+                f"episode_length must be a whole number from 1 to {LONGEST_EPISODE}; got {self.episode_length!r}"
+            )
+        for name in ("cost_scale", "budget_factor"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be finite and positive; got {value}")
@@ -130,10 +135,35 @@ def noted(
             f"agent's normalisers and budgets are those of {before.get('name')} ({before.get('episodes')} episodes, "
             f"{before.get('steps')} steps)",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,  # through learn and its settings, to who calls it
         )
         others |= dict.fromkeys(parts, now)
     return kept | ({"parts": others} if others else {})
+
+
+def check_horizon(dataset: EpisodeDataset, config: TREBIConfig) -> None:
+    """Raise if no episode of the data set may be as long as a plan.
+
+    Raises:
+        DatasetError: none is; the message names the longest plan that the configuration and the data allow.
+    """
+    limit = max(dataset.episode_length, int(dataset.lengths.max()))
+    if config.horizon <= limit:
+        return
+    said = f"a plan of this configuration has {config.horizon} steps, but an episode of this data set has at most {limit}"
+    for horizon in range(limit, 0, -1):
+        try:
+            config.replace(horizon=horizon)
+        except ConfigError as error:
+            reason = str(error)
+        else:
+            raise DatasetError(
+                f"{said}; plan {horizon}: config.replace(horizon={horizon}), or --horizon {horizon} of trebi learn and the "
+                "training scripts"
+            )
+    raise DatasetError(
+        f"{said}, and no shorter plan goes with preset {config.preset!r} ({reason}); take longer episodes or another preset"
+    )
 
 
 def make_windows(
@@ -190,5 +220,5 @@ def make_model(part: str, config: TREBIConfig, task: Task, seed: int) -> nn.Modu
         torch.manual_seed(seed)
         try:
             return make(network.name, horizon=config.horizon, transition_dim=size, **options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"the network {network.name!r} for {part} cannot be built: {error}") from error

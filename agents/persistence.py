@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
@@ -19,10 +21,11 @@ from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.diffuser_import import read_published
 from trebi_gym.agents.learning import Run
 from trebi_gym.agents.models import EVERY_PART, Task, make_model, parts_of
+from trebi_gym.agents.settings import usual_settings
 from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
-from trebi_gym.errors import CalibrationError, CheckpointError, ConfigError, NotLearnedError
+from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="TREBIAgent")
 
 
+@usual_settings()
 def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
     """Write the agent; see ``TREBIAgent.save``."""
     known = parts_of(agent.config)
@@ -54,6 +58,10 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
             "episode_length": task.episode_length,
             "cost_scale": task.cost_scale,
             "budget_factor": task.budget_factor,
+        },
+        "spaces": {
+            "observation": str(agent.observation_space.dtype),
+            "action": str(agent.action_space.dtype),
         },
         "trebi_gym": version("trebi-gym"),
         "torch": torch.__version__,
@@ -84,9 +92,13 @@ def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] |
     return checkpoint.write(path, description, tensors)
 
 
+@usual_settings()
 def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> A:
     """Read an agent; see ``TREBIAgent.load``."""
-    files = _files(Path(path))
+    try:
+        files = _files(Path(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     agent: A | None = None
     for file in files:
         found = checkpoint.read(file)
@@ -97,15 +109,15 @@ def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.dev
             elif _identity(found) != _identity(checkpoint.read(first)):
                 raise CheckpointError(
                     f"{file} and {first} do not belong together: their configuration or normalisers differ; "
-                    "train all parts with the same --config and --dataset"
+                    "train all parts with the same --config, --horizon and --dataset"
                 )
             _take_models(agent, found)
             if "calibration" in found.description and len(files) == 1:
                 agent.calibration = calibration.from_dict(found.description["calibration"])
                 agent.risk = _risk(found.description.get("risk"))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, (CalibrationError, CheckpointError, ConfigError)):
-                raise
+        except TrebiError:
+            raise
+        except (LookupError, AttributeError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{file} does not hold what a saved agent needs: {error}") from error
     assert agent is not None
     return agent
@@ -194,40 +206,89 @@ def _config(found: Checkpoint) -> TREBIConfig:
 
 
 def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str) -> A:
-    description, tensors = found.description, found.tensors
-    spaces = (
-        gym.spaces.Box(
-            tensors["spaces.observation_low"].numpy(),
-            tensors["spaces.observation_high"].numpy(),
-            dtype=np.float64,
-        ),
-        gym.spaces.Box(
-            tensors["spaces.action_low"].numpy().astype(np.float32),
-            tensors["spaces.action_high"].numpy().astype(np.float32),
-            dtype=np.float32,
-        ),
-    )
+    description = found.description
+    spaces = (_box(found, "observation", "float64"), _box(found, "action", "float32"))
     if env is not None:
         asked, found_there = ([box.shape for box in boxes] for boxes in (spaces, agent_spaces(env)))
         if asked != found_there:
             raise CheckpointError(
                 f"the agent's observations and actions have shapes {asked}, the environment's {found_there}"
             )
-    agent = cls(spaces, _config(found), device=device, seed=int(description["seed"]))
+    agent = cls(spaces, _config(found), device=device, seed=description["seed"])
     if env is not None:
         agent._env = env
     task = description["task"]
     agent.task = Task(
-        observations=AffineNormalizer(
-            tensors["observations.center"].numpy(), tensors["observations.scale"].numpy()
-        ),
-        actions=AffineNormalizer(tensors["actions.center"].numpy(), tensors["actions.scale"].numpy()),
-        episode_length=int(task["episode_length"]),
+        observations=_normalizer(found, "observations"),
+        actions=_normalizer(found, "actions"),
+        episode_length=task["episode_length"],
         cost_scale=float(task["cost_scale"]),
         budget_factor=float(task["budget_factor"]),
     )
-    agent.learned_from = dict(description["learned_from"])
+    sizes = (agent.task.observation_size,), (agent.task.action_size,)
+    if sizes != tuple(box.shape for box in spaces):
+        raise CheckpointError(
+            f"the file's spaces have shapes {[box.shape for box in spaces]}, its normalisers {list(sizes)}"
+        )
+    agent.learned_from = _learned_from(description["learned_from"])
     return agent
+
+
+def _box(found: Checkpoint, name: str, dtype: str) -> gym.spaces.Box:
+    """Return a space; ``dtype`` is that of files from before it was kept."""
+    kept = found.description.get("spaces", {}).get(name, dtype)
+    if kept not in ("float16", "float32", "float64") and (name == "action" or kept not in _WHOLE):
+        raise CheckpointError(
+            f"the file's {name}s are of {kept!r}, which is no kind of number that is planned with"
+        )
+    sides = [_floats(found, f"spaces.{name}_{side}").to(torch.float64).numpy() for side in ("low", "high")]
+    if sides[0].ndim != 1 or sides[0].shape != sides[1].shape or not (sides[0] <= sides[1]).all():
+        raise CheckpointError(
+            f"the file's bounds of the {name}s must be two rows of numbers, the lower ones first"
+        )
+    low, high = (side.astype(kept) for side in sides)
+    return gym.spaces.Box(low, high, dtype=np.dtype(kept).type)
+
+
+_WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def _normalizer(found: Checkpoint, name: str) -> AffineNormalizer:
+    return AffineNormalizer(*(_floats(found, f"{name}.{key}").float().numpy() for key in ("center", "scale")))
+
+
+def _floats(found: Checkpoint, name: str) -> torch.Tensor:
+    tensor = found.tensors[name]
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(f"the file's {name} must be floating-point numbers; it is of {tensor.dtype}")
+    return tensor
+
+
+def _learned_from(found: Any) -> dict[str, Any]:
+    """Return what a file keeps of an agent's data, if its entries are of the kinds that ``described`` gives.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "name": (str, NoneType),
+        "env_id": (str, NoneType),
+        "episodes": int,
+        "steps": int,
+        "maximum_budget": (int, float, NoneType),
+        "marks": list,
+        "parts": dict,
+    }
+    if not isinstance(found, dict):
+        raise CheckpointError(f"what the agent was learned from must be an object; got {found!r:.80}")
+    for key, kind in kinds.items():
+        value = found.get(key)
+        wrong = key in found and (not isinstance(value, kind) or isinstance(value, bool))
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
+            raise CheckpointError(f"what the agent was learned from has the wrong {key} {value!r:.80}")
+    for data in found.get("parts", {}).values():
+        _learned_from(data)
+    return dict(found)
 
 
 def _take_models(agent: TREBIAgent, found: Checkpoint) -> None:
@@ -249,23 +310,45 @@ def _filled(
     Raises:
         CheckpointError: they do not fit, or are not all finite.
     """
+    wrong = CheckpointError(f"the weights of {part} in {place} do not fit its configuration")
     try:
+        # sizes without numbers first: a configuration may ask for more than memory holds
+        with torch.device("meta"):
+            asked = make_model(part, config, task, seed=0).state_dict()
+        differing = sorted(
+            name
+            for name in {*asked, *weights}
+            if name not in asked
+            or name not in weights
+            or (asked[name].shape, asked[name].dtype) != (weights[name].shape, weights[name].dtype)
+        )
+        if differing:
+            name = differing[0]
+            kept, needed = (
+                f"{tuple(found[name].shape)} of {found[name].dtype}" if name in found else "no such tensor"
+                for found in (weights, asked)
+            )
+            raise CheckpointError(
+                f"{wrong}: {name} is {kept}, and by the configuration {needed} ({len(differing)} tensors differ)"
+            )
         model = make_model(part, config, task, seed=0)
         model.load_state_dict(weights)
     except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(
-            f"the weights of {part} in {place} do not fit its configuration: {error}"
-        ) from error
+        raise CheckpointError(f"{wrong}: {error}") from error
     if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
         raise CheckpointError(f"the weights of {part} in {place} are not all finite numbers: learn it again")
     return model
 
 
+@usual_settings()
 def from_diffuser(
     cls: type[A], folder: Path, dataset: EpisodeDataset, options: dict[str, Any], **agent: Any
 ) -> A:
     """Make an agent of published Diffuser models; see ``TREBIAgent.from_diffuser``."""
-    found = read_published(folder, **options)
+    try:
+        found = read_published(folder, **options)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
     sizes = {"observation": (found.observation_size, dataset.observation_size)}
     sizes["action"] = (found.action_size, dataset.action_size)
     for name, (theirs, ours) in sizes.items():

@@ -271,7 +271,7 @@ class BudgetGuidedPlanner:
             ),
             rewards=found.rewards.gather(1, found.order).cpu().numpy(),
             costs=found.costs.gather(1, found.order).cpu().numpy(),
-            budgets=np.asarray(budgets, dtype=np.float32),
+            budgets=self._tensor(budgets).cpu().numpy(),
         )
 
     def _tensor(self, values: Array) -> torch.Tensor:

@@ -12,6 +12,8 @@ _PAPER_UPDATE = {"batch_size": 32, "accumulation": 2, "learning_rate": 2e-4}
 _PAPER_PLANNER = {
     "sampler": "ddpm",
     "sampler_steps": None,
+    "retry_steps": None,
+    "ranking": "rescored",
     "guide_type": 0,
     "guide_moves": 2,
     "guide_stop": 2,

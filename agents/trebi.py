@@ -14,15 +14,16 @@ import torch
 from stable_baselines3.common.logger import Logger, configure
 
 from trebi_gym.agents import persistence, spaces
-from trebi_gym.agents.acting import decide
+from trebi_gym.agents.acting import decide, warn_beyond
 from trebi_gym.agents.calibrating import Calibrates
 from trebi_gym.agents.config import TREBIConfig
-from trebi_gym.agents.inputs import BudgetLike, parse_request, planning_budgets
-from trebi_gym.agents.learning import MaybeCallback, Run, run_parts
+from trebi_gym.agents.inputs import BudgetLike, check_scores, parse_request, planning_budgets
+from trebi_gym.agents.learning import LearningEnv, MaybeCallback, Run, check_request, run_parts, write_log
 from trebi_gym.agents.models import LEARNERS, OUTCOME, Task, budget_factor, fit_task, noted, parts_of
 from trebi_gym.agents.planner import BudgetGuidedPlanner, make_planner
 from trebi_gym.agents.plans import Plan
 from trebi_gym.agents.presets import preset
+from trebi_gym.agents.settings import usual_settings
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, spaces_of_dataset
 from trebi_gym.agents.state import PlanState
 from trebi_gym.checks import check_seed
@@ -71,6 +72,8 @@ class TREBIAgent(Calibrates):
         self.models: dict[str, torch.nn.Module] = {}
         self.learned_from: dict[str, Any] = {}
         self.run: Run | None = None
+        self.learning_env: LearningEnv | None = None  # while learning
+        self.warned_of_length = False
         self._env = env_or_spaces if hasattr(env_or_spaces, "step") else None
         found = (None, None) if env_or_spaces is None else agent_spaces(env_or_spaces)
         self.observation_space: gym.spaces.Box | None = found[0]
@@ -86,7 +89,7 @@ class TREBIAgent(Calibrates):
         dataset: EpisodeDataset | str | os.PathLike[str],
         total_steps: int | None = None,
         callback: MaybeCallback = None,
-        log_interval: int = 100,
+        log_interval: int | None = 100,
         progress_bar: bool = True,
         resume_from: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -94,15 +97,17 @@ class TREBIAgent(Calibrates):
 
         Args:
             dataset: a data set, its name, or its file.
-            total_steps: optimiser steps of the models together, shared as the configuration does;
-                None takes the configuration's.
+            total_steps: optimiser steps of the models together, exactly; they are shared as the configuration shares its
+                own, each model takes at least one. None takes the configuration's.
             callback: as in Stable-Baselines3: a ``BaseCallback``, a list, or a function (locals, globals) -> bool;
-                False ends learning. ``num_timesteps`` counts optimiser steps.
-            log_interval: optimiser steps between two lines of the log.
+                False ends learning. ``num_timesteps`` counts optimiser steps. Callbacks that need the agent to act, or
+                episodes to end, are refused: there is neither while learning.
+            log_interval: optimiser steps between two lines of the log; None leaves it to a callback.
             progress_bar: show one.
             resume_from: a file saved while learning the same data set; the result is as if it had not stopped.
 
         Raises:
+            ConfigError: ``total_steps`` is too small, a callback cannot work here, or the log cannot be written.
             DatasetError: the data cannot be used.
             CheckpointError: ``resume_from`` belongs to another configuration or other data.
         """
@@ -126,13 +131,14 @@ class TREBIAgent(Calibrates):
         """Learn the critic of finished plans only, where the configuration has one; keyword arguments as for ``learn``."""
         return self._learn((OUTCOME,), dataset, **kwargs)
 
+    @usual_settings()
     def _learn(
         self,
         parts: Sequence[str],
         dataset: EpisodeDataset | str | os.PathLike[str],
         total_steps: int | None = None,
         callback: MaybeCallback = None,
-        log_interval: int = 100,
+        log_interval: int | None = 100,
         progress_bar: bool = True,
         resume_from: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -140,9 +146,11 @@ class TREBIAgent(Calibrates):
         if self.observation_space is None or self.action_space is None:
             self.observation_space, self.action_space = spaces_of_dataset(episodes)
         check_dataset(episodes, self.observation_space, self.action_space)
+        check_request(self.config, parts, episodes, total_steps, callback, log_interval)
         # a single part of an agent that has others keeps the normalisers that these were fitted with
         self.take_up(episodes, parts)
         self._planner, self._fingerprint, self.calibration, self.risk = None, None, None, None
+        self.warned_of_length = False
         if resume_from is None:
             for part in parts:
                 self.models.pop(part, None)
@@ -173,16 +181,28 @@ class TREBIAgent(Calibrates):
             if self.tensorboard_log is not None:
                 formats += ["csv", "tensorboard"]
             folder = None if self.tensorboard_log is None else os.fspath(self.tensorboard_log)
-            self._logger = configure(folder, formats) if formats else Logger(None, [])
+            try:
+                self._logger = configure(folder, formats) if formats else Logger(None, [])
+            except OSError as error:
+                raise ConfigError(
+                    f"the training log cannot be written to {folder}: {error.strerror or error}; choose another folder"
+                ) from error
         return self._logger
 
     def set_logger(self, logger: Logger) -> None:
         """Log to this logger from now on."""
         self._logger = logger
 
+    def dump_logs(self) -> None:
+        """Log what the last optimiser step measured, and write the log; for Stable-Baselines3's callbacks."""
+        write_log(self)
+
     def get_env(self) -> Any:
-        """Return the environment that the agent was made with, or None."""
-        return self._env
+        """Return the environment that the agent was made with, or None; while learning, as callbacks can use it."""
+        return self._env if self.learning_env is None else self.learning_env
+
+    def get_vec_normalize_env(self) -> None:
+        """Return None: observations are normalised by what was fitted to the data, not by an environment."""
 
     def predict(
         self,
@@ -193,7 +213,7 @@ class TREBIAgent(Calibrates):
         *,
         budget: BudgetLike | None = None,
         risk: float | None = None,
-    ) -> tuple[npt.NDArray[np.float32], PlanState]:
+    ) -> tuple[Array, PlanState]:
         """Plan, and return the first action of the best plan.
 
         Args:
@@ -210,8 +230,9 @@ class TREBIAgent(Calibrates):
                 takes the agent's own, ``agent.risk``. It needs the state of the last call handed back.
 
         Returns:
-            The action (A,) or actions (E, A) within the action space, and the state for the next call. It also tells
-            whether any plan keeps the budget (``feasible``), by how much (``margin``), whether the risk is ``certified``.
+            The action (A,) or actions (E, A) within the action space and of its dtype, and the state for the next call. It
+            also tells whether any plan keeps the budget (``feasible``), by how much (``margin``), and whether the risk is
+            ``certified``.
 
         Raises:
             NotLearnedError: a model is missing.
@@ -222,14 +243,19 @@ class TREBIAgent(Calibrates):
         request = parse_request(observation, budget, self.ready()[1].observation_size)
         return decide(self, request, state, episode_start, deterministic, self.risk if risk is None else risk)
 
+    @usual_settings()
     def plan(self, observation: Any, budget: BudgetLike | None = None) -> Plan:
         """Return every candidate plan, the best first; arguments as for ``predict``, errors too."""
         planner, task = self.ready()
         request = parse_request(observation, budget, task.observation_size)
         steps_left = request.count_steps_left(task.episode_length, None)
+        warn_beyond(self, request, None)
         _, thresholds = planning_budgets(request, steps_left, self.config, task.budget_factor)
         discounted = request.discounts != 1.0
-        return planner.plan(request.observations, thresholds, steps_left, self.noise(False), discounted)
+        found = planner.plan(request.observations, thresholds, steps_left, self.noise(False), discounted)
+        least = np.where(np.isnan(found.costs), np.inf, found.costs).min(axis=1)
+        check_scores(found.rewards[:, 0], found.costs[:, 0], least)
+        return found
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed what planning draws from here on; None takes the agent's own seed.
@@ -245,6 +271,7 @@ class TREBIAgent(Calibrates):
             return self._generator
         return torch.Generator(device=self.device).manual_seed(self.seed)
 
+    @usual_settings()
     def ready(self) -> tuple[BudgetGuidedPlanner, Task]:
         """Return the planner, and what it knows of the task.
 

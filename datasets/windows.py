@@ -84,7 +84,8 @@ class TrajectoryWindows:
         limit = max(dataset.episode_length, int(dataset.lengths.max()))
         if horizon > limit:
             raise DatasetError(
-                f"the horizon is {horizon} steps, but an episode has at most {limit}; choose a horizon of at most {limit}"
+                f"the horizon is {horizon} steps, but an episode has at most {limit}; take longer episodes, or a horizon of "
+                f"at most {limit}"
             )
         self.horizon = horizon
         self.device = torch.device(device)

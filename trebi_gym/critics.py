@@ -16,6 +16,7 @@ from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.marks import count_learned
 from trebi_gym.agents.models import OUTCOME, make_windows
 from trebi_gym.agents.networks import BudgetCritic, OutcomeCritic
+from trebi_gym.agents.settings import usual_settings
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.units import geometric_sum
 from trebi_gym.budget import Budget, check_budget
@@ -40,6 +41,7 @@ from trebi_gym.rollout import envs_for, rollout
 BATCH = 4_096
 
 
+@usual_settings()
 def report_critics(
     agent: TREBIAgent,
     dataset: EpisodeDataset,
@@ -85,7 +87,7 @@ def report_critics(
             f"the agent learned from {learned} of these {len(dataset)} episodes: its critics look better on them than on "
             "others; learn from one part and look at the other: learned, held_out = dataset.split(0.2)",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     rows: list[Row] = []
     for found in _clean(agent, dataset, windows, seed):

@@ -24,6 +24,7 @@ def learn(
     device: str = "auto",
     log_folder: Path | None = None,
     checkpoint_every: int = 2_000,
+    horizon: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -38,6 +39,7 @@ def learn(
         device: auto, cpu, cuda, ...
         log_folder: for the training log, as TensorBoard events and CSV.
         checkpoint_every: optimiser steps between two copies that --resume can go on from; 0 for none.
+        horizon: steps of a plan, at most those of an episode; default: the preset's.
         resume: go on where an interrupted run stopped.
         overwrite: replace an existing agent.
     """
@@ -46,9 +48,10 @@ def learn(
     from trebi_gym.datasets.recipes import known_name
 
     target = _free_zip(output, overwrite)
-    agent = TREBIAgent(
-        config=preset(config, known_name(dataset)), seed=seed, device=device, tensorboard_log=log_folder
-    )
+    chosen = preset(config, known_name(dataset))
+    if horizon is not None:
+        chosen = chosen.replace(horizon=horizon)
+    agent = TREBIAgent(config=chosen, seed=seed, device=device, tensorboard_log=log_folder)
     learn_with_checkpoints(
         agent,
         agent.learn,
@@ -133,10 +136,11 @@ def learn_part(
         resume: go on where an interrupted run stopped.
     """
     from trebi_gym.agents import TREBIAgent
+    from trebi_gym.agents.checkpoint import zip_path
 
     loaded = TREBIAgent.load(agent, device=device)
     loaded.tensorboard_log = log_folder
-    target = _zip(output or agent)
+    target = zip_path(output or agent)
     learn_with_checkpoints(
         loaded,
         getattr(loaded, f"learn_{part}"),
@@ -184,10 +188,11 @@ def calibrate(
         device: auto, cpu, cuda, ...
     """
     from trebi_gym.agents import TREBIAgent
+    from trebi_gym.agents.checkpoint import zip_path
     from trebi_gym.describe import describe_calibration
 
     loaded = TREBIAgent.load(agent, device=device)
-    target = _zip(output or agent)
+    target = zip_path(output or agent)
     check_writable(target)
     if dataset is not None:
         if env is not None:
@@ -236,14 +241,10 @@ def _own_data(agent: Any) -> Any:
     return found
 
 
-def _zip(output: Path) -> Path:
-    if output.name in ("", ".."):
-        raise ConfigError(f"{output} is a folder; pass the file to write, such as {output / 'agent.zip'}")
-    return output if output.suffix == ".zip" else output.with_name(output.name + ".zip")
-
-
 def _free_zip(output: Path, overwrite: bool) -> Path:
-    target = _zip(output)
+    from trebi_gym.agents.checkpoint import zip_path
+
+    target = zip_path(output)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists already; pass --overwrite to replace it, or another --output")
     return target

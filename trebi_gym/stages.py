@@ -42,6 +42,8 @@ class StageArguments:
     """auto, cpu, cuda, ..."""
     checkpoint_every: int = 1_000
     """Optimiser steps between two copies that --resume can go on from; 0 for none."""
+    horizon: int | None = None
+    """Steps of a plan, at most those of an episode, the same in every stage; default: the preset's."""
     resume: bool = False
     """Go on where an interrupted run of this stage stopped."""
 
@@ -123,8 +125,11 @@ def train_stage(part: str, arguments: StageArguments) -> None:
     """
     folder = agent_folder(arguments.logbase, arguments.dataset, arguments.config)
     target = folder / f"{part}.zip"
+    config = stage_config(arguments.dataset, arguments.config)
+    if arguments.horizon is not None:
+        config = config.replace(horizon=arguments.horizon)
     agent = TREBIAgent(
-        config=stage_config(arguments.dataset, arguments.config),
+        config=config,
         seed=arguments.seed,
         device=arguments.device,
         tensorboard_log=folder / f"{part}-log",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Protocol
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -12,6 +15,9 @@ from trebi_gym.agents.networks.critic import TemporalCritic
 from trebi_gym.agents.networks.mlp import MLPCritic, MLPDenoiser
 from trebi_gym.agents.networks.outcome import OutcomeCritic
 from trebi_gym.agents.networks.temporal_unet import TemporalUnet
+
+MOST_ITEMS = 64
+"""Of an option that is a list, such as the resolutions of a network."""
 
 
 class PlanCritic(Protocol):
@@ -43,6 +49,7 @@ __all__ = [
     "PlanCritic",
     "TemporalCritic",
     "TemporalUnet",
+    "check_options",
     "make_critic",
     "make_denoiser",
     "make_outcome_critic",
@@ -77,4 +84,43 @@ def _make(kind: str, name: str, horizon: int, transition_dim: int, options: dict
         raise ValueError(
             f"the {kind} {name!r} takes no {', '.join(unknown)}; its options: {', '.join(accepted)}"
         )
+    check_options(network, options)
     return network(horizon=horizon, transition_dim=transition_dim, **options)
+
+
+def check_options(network: type[nn.Module], options: Mapping[str, object]) -> None:
+    """Raise ValueError where an option is of another kind than the network's constructor says."""
+    hints = get_type_hints(network.__init__)
+    for key, value in options.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise ValueError(
+                f"the option {key} must be {_KINDS.get(hints[key], hints[key])}; got {value!r:.80}"
+            )
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    int | None: "a whole number, or none",
+    Sequence[int]: f"a list of at most {MOST_ITEMS} whole numbers",
+    Sequence[float]: f"a list of at most {MOST_ITEMS} finite numbers",
+}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of the kind that an option's annotation names."""
+    if get_origin(hint) is Sequence:
+        if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
+            return False
+        return all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint == int | None:
+        return value is None or _fits(value, int)
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, numbers.Integral)
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:
+        return False

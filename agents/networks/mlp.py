@@ -17,6 +17,9 @@ from trebi_gym.agents.networks.embeddings import (
 
 STEP_DIM = 64
 
+MOST_BLOCKS = 256
+"""Of an MLP: each is a module, which takes memory before any weight does."""
+
 
 class MLPBlock(nn.Module):
     """`h + W2 silu(W1 norm(h) + embedding)` on (B, W)."""
@@ -42,8 +45,10 @@ class MLPTrunk(nn.Module):
 
     def __init__(self, features: int, width: int, blocks: int) -> None:
         super().__init__()
-        if width < 1 or blocks < 1:
-            raise ValueError(f"an MLP needs a width and a number of blocks >= 1, got {width} and {blocks}")
+        if width < 1 or not 1 <= blocks <= MOST_BLOCKS:
+            raise ValueError(
+                f"an MLP needs a width of at least 1 and from 1 to {MOST_BLOCKS} blocks, got {width} and {blocks}"
+            )
         self.embed = nn.Sequential(StepTable(STEP_DIM), nn.Linear(STEP_DIM, width))
         # One matrix for all the blocks: one kernel where there would be one a block.
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, blocks * width))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +14,7 @@ from toy_envs import register_toy_envs
 
 from trebi_gym import BudgetWrapper
 from trebi_gym.agents import TREBIAgent, TREBIConfig
+from trebi_gym.agents.models import EVERY_PART
 from trebi_gym.agents.units import remaining_rule
 from trebi_gym.budget import Budget
 from trebi_gym.errors import (
@@ -382,3 +384,87 @@ def test_a_loss_that_is_no_longer_finite_ends_learning_with_a_reason(shipped_dat
     agent = TREBIAgent(config=wild, device="cpu", seed=0)
     with pytest.raises(DatasetError, match=r"its loss is (nan|inf)"):
         agent.learn(shipped_dataset, progress_bar=False, log_interval=5)
+
+
+def decide_at(agent, step, **options):
+    return agent.predict(ONE, budget=Budget(30.0, step=step), **options)
+
+
+def test_a_step_beyond_the_learned_episodes_is_warned_of_once(agent):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decide_at(agent, 199)
+    message = r"learned from episodes of 200 steps, but step 200 .* is planned like the last one: .*learn from longer ones"
+    with pytest.warns(UserWarning, match=message):
+        decide_at(agent, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decide_at(agent, 201)
+
+
+def test_a_step_beyond_the_learned_episodes_is_also_found_by_the_state_and_by_the_observation(agent):
+    _, state = decide_at(agent, 198)
+    state.step[:] = 199
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, state = agent.predict(ONE, state, budget=3.0)
+    with pytest.warns(UserWarning, match="step 200 "):
+        agent.predict(ONE, state, budget=3.0)
+    agent.warned_of_length = False
+    told = {"observation": ONE, "budget": np.ones(1), "steps_left": np.array([200.0])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.predict(told)
+        agent.plan(ONE, Budget(30.0, step=199))
+    with pytest.warns(UserWarning, match="an observation tells that 400 steps are left"):
+        agent.predict(told | {"steps_left": np.array([400.0])})
+    agent.warned_of_length = False
+    with pytest.warns(UserWarning, match="step 250 "):
+        agent.plan(ONE, Budget(30.0, step=250))
+
+
+@pytest.mark.parametrize(
+    "budget", [1e39, 1e300, 1.7e308, Budget(1.7e308), Budget(1e300, 0.9, step=100), -1e300]
+)
+@pytest.mark.parametrize("rule", ["remaining", "constant"])
+def test_a_huge_budget_is_planned_for_like_none_without_a_word(agent, budget, rule):
+    if rule == "constant":
+        agent.set_planner(ranking="rescored", budget_rule="constant")
+        if isinstance(budget, Budget) and budget.discount != 1:
+            return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        action, state = agent.predict(ONE, budget=budget, deterministic=True)
+        agent.plan(ONE, budget)
+    whole = budget.remaining if isinstance(budget, Budget) else budget
+    if whole > 0:
+        limit = Budget(np.inf, budget.discount, step=budget.step) if isinstance(budget, Budget) else np.inf
+        assert (state.limits > 1e38).all()
+        np.testing.assert_array_equal(action, agent.predict(ONE, budget=limit, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("part", EVERY_PART)
+@pytest.mark.parametrize("value", [1e38, -1e38, 3e38])
+def test_predictions_that_are_no_numbers_do_not_rank_plans(agent, part, value):
+    with torch.no_grad():
+        for weight in agent.models[part].parameters():
+            weight.fill_(value)
+    for call in (agent.predict, agent.plan):
+        try:
+            found = call(ONE, budget=5.0)
+        except ObservationError:
+            continue
+        kept = found[1] if isinstance(found, tuple) else found
+        assert np.isfinite(kept.rewards).all()
+        assert np.isfinite(kept.costs).all()
+
+
+def test_a_reward_that_is_infinite_is_refused_with_what_it_may_be(agent):
+    with torch.no_grad():
+        agent.models["outcome_critic"].reward_leave.bias.fill_(torch.inf)
+    with pytest.raises(
+        ObservationError, match=r"predicted reward of the best plan is inf .*weights are damaged"
+    ):
+        agent.predict(ONE, budget=5.0)
+    with pytest.raises(ObservationError, match=r"predicted reward of the best plan is inf"):
+        agent.plan(ONE, budget=5.0)

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from stable_baselines3 import SAC
 from toy_envs import register_toy_envs
 
-from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents import TREBIAgent, checkpoint
 from trebi_gym.agents.models import EVERY_PART
 from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
 
@@ -150,7 +150,7 @@ def test_another_version_is_refused_with_the_remedy(saved):
         (lambda d: d.pop("parts"), "does not hold what a saved agent needs: 'parts'"),
         (lambda d: d.update(parts=["policy"]), "unknown part 'policy'"),
         (lambda d: d.update(parts=3), "does not hold what a saved agent needs"),
-        (lambda d: d["task"].update(episode_length="long"), "does not hold what a saved agent needs"),
+        (lambda d: d["task"].update(episode_length="long"), "episode_length must be a whole number from 1"),
     ],
 )
 def test_a_description_that_is_wrong_is_refused(saved, change, message):
@@ -173,7 +173,7 @@ def test_a_description_that_is_wrong_is_refused(saved, change, message):
         (lambda t: t.pop("actions.center"), "does not hold what a saved agent needs: 'actions.center'"),
         (lambda t: t["actions.scale"].zero_(), "scale finite and positive"),
         (lambda t: t.update({"actions.center": torch.zeros(2)}), r"must both have shape \(n,\)"),
-        (lambda t: t.update({"spaces.action_low": torch.zeros(3)}), "does not hold what a saved agent needs"),
+        (lambda t: t.update({"spaces.action_low": torch.zeros(3)}), "bounds of the actions must be two rows"),
     ],
 )
 def test_tensors_that_are_wrong_are_refused(saved, change, message):
@@ -205,17 +205,14 @@ def test_a_pickle_in_a_file_is_never_run(saved, tmp_path, name):
     assert trap.is_dir()
     trap.rmdir()
     rewrite(saved, members={name: content})
-    if name in ("agent.json", "tensors.safetensors"):
-        with pytest.raises(CheckpointError):
-            TREBIAgent.load(saved)
-    else:
+    with pytest.raises(CheckpointError):
         TREBIAgent.load(saved)
     assert not trap.exists()
 
 
 def test_a_member_that_would_fill_the_memory_is_refused(saved, monkeypatch):
-    monkeypatch.setattr("trebi_gym.agents.checkpoint.MAX_BYTES", 1000)
-    with pytest.raises(CheckpointError, match="would unpack to more than"):
+    monkeypatch.setitem(checkpoint.MAX_BYTES, "tensors.safetensors", 1000)
+    with pytest.raises(CheckpointError, match=r"would unpack from \d+ bytes to \d+, more than the 1000"):
         TREBIAgent.load(saved)
 
 
@@ -289,16 +286,13 @@ def test_an_environment_of_other_sizes_is_refused_and_one_that_fits_is_kept(save
         TREBIAgent.load(saved, env=env)
 
 
-def test_a_member_whose_compression_is_damaged_is_refused(saved):
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_member_that_is_packed_by_another_method_is_refused(saved, method):
     members = parts_of(saved)
-    with zipfile.ZipFile(saved, "w", zipfile.ZIP_LZMA) as archive:
+    with zipfile.ZipFile(saved, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    damaged = bytearray(saved.read_bytes())
-    for place in range(200, 4000):
-        damaged[place] ^= 0x5A
-    saved.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="not a readable saved agent"):
+    with pytest.raises(CheckpointError, match=rf"is packed by method {method}; a saved agent is deflated"):
         TREBIAgent.load(saved)
 
 

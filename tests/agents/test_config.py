@@ -79,6 +79,115 @@ def test_the_default_is_the_preset_fast():
     assert TREBIAgent().config == preset("fast")
 
 
+def test_the_default_planner_is_that_of_the_preset_fast():
+    assert PlannerConfig() == preset("fast").planner
+    assert TREBIConfig(planner=PlannerConfig(margin=0.1)) == preset("fast").replace(planner={"margin": 0.1})
+
+
+# a value for every field that no preset has, and that every preset can take
+OTHER_PLANNER_VALUES = {
+    "candidates": 7,
+    "sampler": "ddim",
+    "sampler_steps": 20,
+    "retry_steps": 20,
+    "guide_type": None,
+    "cost_weight": 3.0,
+    "guide_scale": 0.7,
+    "retry_guide_scale": 0.4,
+    "guide_moves": 3,
+    "guide_stop": 1,
+    "ranking": "original",
+    "cost_level": 0.3,
+    "budget_rule": "remaining",
+    "budget_factor": 0.5,
+    "margin": 0.25,
+    "control_interval": 2,
+    "precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("field", [item.name for item in dataclasses.fields(PlannerConfig)])
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_changing_one_field_of_a_presets_planner_changes_that_field_only(name, field):
+    before = PRESETS[name]
+    value = OTHER_PLANNER_VALUES[field]
+    if field == "guide_type":
+        value = 1 - before.planner.guide_type
+    changed = before.replace(planner={field: value})
+    assert changed == dataclasses.replace(
+        before, planner=dataclasses.replace(before.planner, **{field: value})
+    )
+    differing = [
+        item.name
+        for item in dataclasses.fields(PlannerConfig)
+        if getattr(changed.planner, item.name) != getattr(before.planner, item.name)
+    ]
+    assert differing in ([field], [])
+    assert getattr(changed.planner, field) == value
+    if before.preset == "fast":
+        assert TREBIConfig(planner=PlannerConfig(**{field: value})) == changed
+
+
+# every field of every preset's planner, written out: a changed default must not change a preset
+PLANNERS = {
+    "fast": {
+        "candidates": 32,
+        "sampler": "ddim",
+        "sampler_steps": 3,
+        "retry_steps": 5,
+        "guide_type": 1,
+        "cost_weight": 20.0,
+        "guide_scale": 0.05,
+        "retry_guide_scale": None,
+        "guide_moves": 1,
+        "guide_stop": 2,
+        "ranking": "outcome",
+        "cost_level": 0.1,
+        "budget_rule": "remaining",
+        "budget_factor": None,
+        "margin": 0.05,
+        "control_interval": 1,
+        "precision": "float32",
+    },
+    "toy_safe_env": {
+        "candidates": 128,
+        "sampler": "ddpm",
+        "sampler_steps": None,
+        "retry_steps": None,
+        "guide_type": 0,
+        "cost_weight": 20.0,
+        "guide_scale": 0.1,
+        "retry_guide_scale": None,
+        "guide_moves": 2,
+        "guide_stop": 2,
+        "ranking": "rescored",
+        "cost_level": 0.1,
+        "budget_rule": "constant",
+        "budget_factor": None,
+        "margin": 0.0,
+        "control_interval": 1,
+        "precision": "float32",
+    },
+}
+PLANNERS["fast_long"] = PLANNERS["fast"] | {"guide_scale": 0.3, "retry_guide_scale": 0.0}
+PLANNERS["locomotion"] = PLANNERS["toy_safe_env"] | {"candidates": 64, "cost_weight": 5.0}
+
+
+def test_every_field_of_every_presets_planner_is_as_written_here():
+    assert {name: dataclasses.asdict(config.planner) for name, config in PRESETS.items()} == PLANNERS
+
+
+def test_a_dictionary_of_a_few_changes_is_the_default_with_these():
+    changed = TREBIConfig.from_dict({"planner": {"margin": 0.1}})
+    assert changed == TREBIConfig().replace(planner={"margin": 0.1})
+
+
+def test_a_configuration_from_before_there_was_an_outcome_critic_is_read_as_it_was_meant():
+    data = preset("toy_safe_env").to_dict()
+    del data["outcome_critic"], data["outcome_training"], data["planner"]["retry_steps"]
+    assert TREBIConfig.from_dict(data) == preset("toy_safe_env")
+
+
 def test_a_preset_is_found_by_its_name_and_by_the_originals_way_of_writing_it():
     assert preset("config.toy_safe_env") is preset("toy_safe_env")
     assert TREBIAgent(config="config.locomotion").config is preset("locomotion")

@@ -3,6 +3,9 @@
 import dataclasses
 import pickle  # noqa: TID251 - to write what must be refused
 import shutil
+import sys
+import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -378,3 +381,65 @@ def test_a_missing_data_set_tells_how_to_get_it(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path))
     with pytest.raises(DatasetError, match="curl -L"):
         TREBIAgent.from_diffuser(FIXTURES / HOPPER, HOPPER)
+
+
+def published(tmp_path):
+    """A copy of a published folder that a test may change."""
+    target = tmp_path / "halfcheetah-medium-expert-v2"
+    shutil.copytree(Path(__file__).parent.parent / "data" / "diffuser" / target.name, target)
+    return target
+
+
+def test_a_pickle_that_would_take_more_memory_than_it_has_bytes_is_refused(tmp_path):
+    folder = published(tmp_path) / "diffusion" / "defaults_H4_T20"
+    path = folder / "model_config.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # keeps a dictionary under the number 2**31 - 1
+    with pytest.raises(CheckpointError, match="keeps an object under the number 2147483647, and has 9 bytes"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_name_more_than_weights_need_are_refused(tmp_path, legacy):
+    path = published(tmp_path) / "diffusion" / "defaults_H4_T20" / "state_0.pt"
+    # PyTorch's restricted reader makes a bytearray as large as it is told
+    torch.save({"ema": {"model.a": bytearray(10)}}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"it names .*bytearray, which no file of weights needs"):
+        read_experiment(path.parent)
+
+
+def test_weights_that_unpack_to_more_than_the_file_are_refused(tmp_path):
+    path = published(tmp_path) / "diffusion" / "defaults_H4_T20" / "state_0.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("state_0/data/0", bytes(1 << 20))
+    with pytest.raises(CheckpointError, match=r"it would unpack from \d+ bytes to 1048576"):
+        read_experiment(path.parent)
+
+
+def test_entries_of_a_configuration_that_could_grow_are_left_out(tmp_path):
+    path = tmp_path / "model_config.pkl"
+    grown = ["x"]
+    for _ in range(60):
+        grown = [grown, grown]
+    entries = {
+        "horizon": 4,
+        "mults": [1, 4],
+        "grown": grown,
+        "many": [0] * 1000,
+        "huge": 10**5000,
+        "long": "x" * 5000,
+    }
+
+    class Config:
+        pass
+
+    Config.__module__, Config.__qualname__ = "diffuser.utils.config", "Config"
+    made = Config()
+    made._dict = entries
+    package = types.ModuleType("diffuser.utils.config")
+    package.Config = Config
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("diffuser", "diffuser.utils"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, "diffuser.utils.config", package)
+        path.write_bytes(pickle.dumps(made, protocol=2))
+    assert read_config(path) == {"horizon": 4, "mults": [1, 4]}

@@ -142,7 +142,7 @@ def test_an_unknown_network_or_option_is_refused_with_the_known_ones(make):
 
 @pytest.mark.parametrize("network_class", [MLPDenoiser, MLPCritic])
 def test_an_mlp_without_blocks_is_refused(network_class):
-    with pytest.raises(ValueError, match="number of blocks"):
+    with pytest.raises(ValueError, match="from 1 to 256 blocks, got 256 and 0"):
         network_class(8, 5, blocks=0)
 
 

@@ -49,7 +49,8 @@ class Cost(nn.Module):
 
 
 def make_planner(cost_scale=None, least_steps_left=1, **options):
-    values = {"candidates": 32, "sampler": "ddim", "sampler_steps": 5, "guide_moves": 0}
+    values = {"candidates": 32, "sampler": "ddim", "sampler_steps": 5, "retry_steps": None}
+    values |= {"guide_moves": 0, "ranking": "rescored"}
     return BudgetGuidedPlanner(
         Shrink(),
         Reward(),
@@ -292,7 +293,9 @@ def test_plans_are_float32_and_scored_in_float32_whatever_the_precision_of_denoi
             Reward(),
             Cost(),
             NoiseSchedule.cosine(10),
-            PlannerConfig(candidates=16, sampler_steps=3, guide_moves=1, precision=precision),
+            PlannerConfig(
+                candidates=16, sampler_steps=3, retry_steps=None, ranking="rescored", precision=precision
+            ),
             horizon=HORIZON,
             observation_normalizer=OBSERVATIONS,
             action_normalizer=ACTIONS,

@@ -2,21 +2,27 @@
 
 import csv
 import math
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
 from torch import nn
 
-from trebi_gym.agents import TrainingConfig, TREBIAgent
+from trebi_gym.agents import PRESETS, TrainingConfig, TREBIAgent, preset
+from trebi_gym.agents.learning import share_steps
 from trebi_gym.agents.marks import episode_marks
-from trebi_gym.agents.models import EVERY_PART, described, noted
+from trebi_gym.agents.models import EVERY_PART, check_horizon, described, noted
 from trebi_gym.agents.training import Fit
-from trebi_gym.datasets import EpisodeDataset
+from trebi_gym.cli import main
+from trebi_gym.datasets import EpisodeDataset, save
 from trebi_gym.errors import CheckpointError, ConfigError, DatasetError
+from trebi_gym.stages import StageArguments, train_stage
 
 STEPS = {"diffusion": 40, "reward_critic": 20, "cost_critic": 20, "outcome_critic": 20}  # of tiny_config
 
@@ -296,10 +302,45 @@ def test_total_steps_are_shared_as_the_configuration_does(shipped_dataset, tiny_
     )
 
 
+@pytest.mark.parametrize("total", [4, 8, 10, 29, 30, np.int64(31)])
+def test_as_many_steps_are_done_as_were_asked_for_also_when_resumed(
+    shipped_dataset, tiny_config, tmp_path, total
+):
+    agent = make_agent(tiny_config).learn(shipped_dataset, total, progress_bar=False)
+    assert agent.num_timesteps == total
+    stopped = make_agent(tiny_config).learn(shipped_dataset, total, callback=stop_at(3), progress_bar=False)
+    resumed = make_agent(tiny_config).learn(
+        shipped_dataset, total, progress_bar=False, resume_from=stopped.save(tmp_path / "a")
+    )
+    assert resumed.num_timesteps == total
+    assert_same_weights(resumed, agent)
+
+
+@given(own=st.lists(st.integers(1, 10**6), min_size=1, max_size=4), total=st.integers(4, 10**7))
+def test_steps_are_shared_to_the_last_one_by_the_largest_remainder(own, total):
+    configs = {str(index): TrainingConfig(steps=steps) for index, steps in enumerate(own)}
+    shares = share_steps(configs, total)
+    assert sum(shares.values()) == total
+    for steps, share in zip(own, shares.values(), strict=True):
+        due = total * steps / sum(own)
+        assert share >= 1
+        # a model that is due less than one step takes one, from those with the most
+        assert due - len(own) < share < due + 1 or share == 1
+    assert share_steps(configs, sum(own)) == share_steps(configs, None) or sum(own) < len(own)
+
+
+def test_the_shares_of_fast_are_written_out():
+    fast = preset("fast")
+    configs = {part: fast.training_of(part) for part in EVERY_PART}  # 8000, 4000, 4000 and 6000 of 22,000
+    for total, shares in ((4, [1, 1, 1, 1]), (8, [3, 2, 1, 2]), (10, [3, 2, 2, 3]), (30, [11, 6, 5, 8])):
+        assert list(share_steps(configs, total).values()) == shares
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": 2}, "total_steps must be at least 4"),
+        ({"total_steps": 2.0}, "total_steps must be a whole number of at least 4"),
+        ({"total_steps": 2}, "total_steps must be a whole number of at least 4"),
         ({"log_interval": 0}, "log_interval must be at least 1"),
     ],
 )
@@ -336,8 +377,67 @@ def test_a_data_set_of_other_sizes_or_with_actions_outside_the_space_is_refused(
 
 
 def test_a_horizon_longer_than_the_episodes_is_refused(shipped_dataset, tiny_config):
-    with pytest.raises(DatasetError, match="the horizon is 256 steps"):
+    with pytest.raises(
+        DatasetError, match=r"has 256 steps, but an episode of this data set has at most 200; plan 200: "
+    ):
         make_agent(tiny_config.replace(horizon=256)).learn(shipped_dataset, progress_bar=False)
+
+
+def of_length(length):
+    rng = np.random.default_rng(0)
+    return EpisodeDataset(
+        observations=rng.normal(size=(2 * (length + 1), 3)),
+        actions=rng.uniform(-1, 1, (2 * length, 1)),
+        rewards=rng.normal(size=2 * length),
+        costs=np.ones(2 * length),
+        lengths=np.full(2, length),
+        terminated=np.zeros(2, bool),
+        truncated=np.ones(2, bool),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("length", [1, 2, 7, 9, 16, 31])
+def test_the_horizon_that_is_advised_for_short_episodes_can_be_taken(name, length):
+    config, data = preset(name), of_length(length)
+    with pytest.raises(
+        DatasetError, match=f"a plan of this configuration has 32 steps, .* at most {length}"
+    ) as refused:
+        TREBIAgent(config=config, device="cpu").learn(data, progress_bar=False)
+    advised = re.search(
+        r"config.replace\(horizon=(\d+)\), or --horizon (\d+) of trebi learn", str(refused.value)
+    )
+    least = 8 if name in ("toy_safe_env", "locomotion") else 2
+    if length < least:
+        assert advised is None
+        assert "no shorter plan goes with preset" in str(refused.value)
+    else:
+        assert int(advised[1]) == int(advised[2]) == length - length % (8 if least == 8 else 1)
+        check_horizon(data, config.replace(horizon=int(advised[1])))
+
+
+def test_the_advised_horizon_is_an_option_of_the_command_and_of_the_scripts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save(of_length(5), tmp_path / "short.hdf5")
+    with pytest.raises(SystemExit):
+        main(["learn", "--dataset", "short.hdf5", "--output", "a"])
+    assert "--horizon 5 of trebi learn" in capsys.readouterr().err
+    main(["learn", "--dataset", "short.hdf5", "--output", "a", "--horizon", "5", "--total-steps", "4"])
+    assert TREBIAgent.load("a.zip").config.horizon == 5
+    stage = StageArguments("short.hdf5", config="config.fast", horizon=5, total_steps=1)
+    train_stage("cost_critic", stage)
+    assert TREBIAgent.load("logs/short/fast/cost_critic.zip").config.horizon == 5
+
+
+def test_what_cannot_be_learned_does_not_cost_what_was_learned(shipped_dataset, tiny_config):
+    agent = make_agent(tiny_config).learn(shipped_dataset, 4, progress_bar=False)
+    models = dict(agent.models)
+    for wrong in ({"total_steps": 1}, {"log_interval": 0}, {"callback": 3}):
+        with pytest.raises(ConfigError):
+            agent.learn(shipped_dataset, progress_bar=False, **wrong)
+    with pytest.raises(DatasetError):
+        agent.learn(of_length(3), progress_bar=False)
+    assert agent.models == models
 
 
 class Line(nn.Module):
