@@ -22,7 +22,7 @@ from trebi_gym.agents.config import TrainingConfig, TREBIConfig
 from trebi_gym.agents.losses import make_loss
 from trebi_gym.agents.models import OUTCOME, PARTS, check_horizon, make_model, make_windows
 from trebi_gym.agents.training import Fit, FitMetrics
-from trebi_gym.budget import is_whole
+from trebi_gym.checks import is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError, DatasetError
 

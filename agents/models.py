@@ -16,7 +16,7 @@ from torch import nn
 from trebi_gym.agents.config import LONGEST_EPISODE, NetworkConfig, TREBIConfig
 from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
-from trebi_gym.budget import is_whole
+from trebi_gym.checks import is_whole
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.datasets.recipes import maximum_budget, published_recipe

@@ -357,7 +357,8 @@ class EpisodeDataset:
             DatasetError: the share is no number, or leaves one of them without an episode; or the seed is none.
         """
         seed = check_seed(seed, error=DatasetError)
-        if not isinstance(share, numbers.Real) or isinstance(share, bool):
+        given: Any = share
+        if isinstance(given, bool) or not isinstance(given, numbers.Real):
             raise DatasetError(f"share must be a number between 0 and 1; got {share!r}")
         count = round(share * len(self)) if 0 < share < 1 else 0
         if not 0 < count < len(self):

@@ -64,11 +64,13 @@ class AffineNormalizer:
 
     def normalize(self, x: Array) -> Array:
         """Map raw values (..., n) to the models' units."""
-        return (np.asarray(x) - self.center) / self.scale
+        normal: Array = (np.asarray(x) - self.center) / self.scale
+        return normal
 
     def unnormalize(self, x: Array) -> Array:
         """Map the models' units (..., n) back to raw values."""
-        return np.asarray(x) * self.scale + self.center
+        raw: Array = np.asarray(x) * self.scale + self.center
+        return raw
 
 
 def fit_gaussian(values: Array) -> AffineNormalizer:

@@ -33,5 +33,6 @@ def registered_spaces(env_id: Any) -> tuple[gym.Space[Any], gym.Space[Any]] | No
             stacklevel=3,
         )
         return None
-    with env:
-        return env.observation_space, env.action_space
+    spaces = env.observation_space, env.action_space
+    env.close()
+    return spaces

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 from trebi_gym.errors import TrebiError
 
@@ -11,7 +11,7 @@ LARGEST_SEED = 2**62
 """Seeds lie below this, so that the seeds that are counted on from them fit into 64 bits."""
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Return whether a value is a whole number of Python or NumPy; True and False are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 

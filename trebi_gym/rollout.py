@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -309,10 +308,10 @@ def _limited(env: gym.Env[Any, Any], length: int) -> gym.Env[Any, Any]:
 
 def env_time_limit(env: gym.Env[Any, Any]) -> int | None:
     """Return an environment's time limit in steps, as its spec or its own ``max_episode_steps`` tells; None for none."""
-    limit = None if env.spec is None else env.spec.max_episode_steps
+    limit: Any = None if env.spec is None else env.spec.max_episode_steps
     if limit is None and env.has_wrapper_attr("max_episode_steps"):
         limit = env.get_wrapper_attr("max_episode_steps")
-    return int(limit) if isinstance(limit, numbers.Integral) and limit >= 1 else None
+    return int(limit) if is_whole(limit) and limit >= 1 else None
 
 
 def _check_spaces(policy: Any, env: gym.Env[Any, Any], env_id: Any) -> None:

@@ -146,8 +146,9 @@ def _costs(arrays: dict[str, Array], infos: dict[str, Array], reading: Reading) 
             'holds (name="hopper-medium-v2", which needs infos/qpos), or add costs, an array of what each step cost; '
             f"found {', '.join([*arrays, *(f'infos/{key}' for key in infos)])}"
         )
-    seen = (arrays[key] for key in ("observations", "actions", "next_observations"))
-    costs = replaced_costs(function, *seen, infos)
+    costs = replaced_costs(
+        function, arrays["observations"], arrays["actions"], arrays["next_observations"], infos
+    )
     return costs.astype(np.result_type(arrays["rewards"].dtype, np.float32), copy=False)
 
 

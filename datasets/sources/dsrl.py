@@ -53,8 +53,9 @@ class DSRL:
                 notes.append(REPEATED)
                 arrays["next_observations"] = following_observations(arrays)
             if reading.cost is not None:
-                seen = (arrays[key] for key in ("observations", "actions", "next_observations"))
-                arrays["costs"] = reading.costs(*seen, {})
+                arrays["costs"] = reading.costs(
+                    arrays["observations"], arrays["actions"], arrays["next_observations"], {}
+                )
             metadata = foreign_metadata(metadata, path, reading, notes)
             return EpisodeDataset.from_steps(**arrays, metadata=metadata)
         except DatasetError as error:

@@ -42,8 +42,9 @@ class NativeHDF5:
         metadata = read_metadata(path, METADATA)
         try:
             if reading.cost is not None:
-                seen = (arrays[key] for key in ("observations", "actions", "next_observations"))
-                arrays["costs"] = reading.costs(*seen, {})
+                arrays["costs"] = reading.costs(
+                    arrays["observations"], arrays["actions"], arrays["next_observations"], {}
+                )
             return EpisodeDataset.from_steps(**arrays, metadata=metadata)
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from error
