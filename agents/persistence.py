@@ -254,7 +254,7 @@ _WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
 
 
 def _normalizer(found: Checkpoint, name: str) -> AffineNormalizer:
-    return AffineNormalizer(*(_floats(found, f"{name}.{key}").float().numpy() for key in ("center", "scale")))
+    return AffineNormalizer(*(_floats(found, f"{name}.{key}").double().numpy() for key in ("center", "scale")))
 
 
 def _floats(found: Checkpoint, name: str) -> torch.Tensor:
