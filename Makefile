@@ -20,10 +20,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not clients'
 
 bench: $(STAMP)
-	$(BIN)/trebi bench --output runs/bench.json
+	$(BIN)/python -m scripts.bench --output runs/bench.json
 
 results: $(STAMP)
-	$(BIN)/python -m trebi_gym.results
+	$(BIN)/python -m scripts.results
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'slow and not clients'

@@ -1,11 +1,11 @@
 """The agent: ``TREBIAgent`` and its configuration."""
 
-from trebi_gym.agents.calibration import Calibration, HeldOutCalibration
+from trebi_gym.agents.agent import TREBIAgent
+from trebi_gym.agents.calibration.statistics import Calibration, HeldOutCalibration
 from trebi_gym.agents.config import NetworkConfig, PlannerConfig, TrainingConfig, TREBIConfig
-from trebi_gym.agents.plans import Plan
+from trebi_gym.agents.planning.planner import Plan
+from trebi_gym.agents.planning.state import PlanState
 from trebi_gym.agents.presets import PRESETS, preset
-from trebi_gym.agents.state import PlanState
-from trebi_gym.agents.trebi import TREBIAgent
 
 __all__ = [
     "PRESETS",

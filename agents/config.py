@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trebi_gym.agents.checked import build, check_types, choice, known, plain, require
 from trebi_gym.agents.diffusion.samplers import SAMPLERS
 from trebi_gym.agents.networks import CRITICS, DENOISERS, OUTCOME_CRITICS, check_options
 from trebi_gym.agents.networks.outcome import LEVELS
+from trebi_gym.agents.serializable import build, check_types, choice, known, plain, require
 from trebi_gym.datasets.normalizers import NORMALIZERS
 from trebi_gym.errors import ConfigError
 

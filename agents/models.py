@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from trebi_gym.agents.calibration.fingerprints import episode_marks
 from trebi_gym.agents.config import LONGEST_EPISODE, NetworkConfig, TREBIConfig
-from trebi_gym.agents.marks import episode_marks
 from trebi_gym.agents.networks import make_critic, make_denoiser, make_outcome_critic
 from trebi_gym.checks import is_whole
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, TrajectoryWindows

@@ -1,4 +1,4 @@
-"""Type-check the package as users get it: mypy sees the mapped folders only in an installed package."""
+"""Type-check the package as users get it, and the scripts: mypy sees the mapped folders only in an installed package."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("trebi_gym", "envs", "agents", "datasets")
+FOLDERS = ("trebi_gym", "envs", "agents", "datasets", "scripts")
 
 
 def main() -> int:
@@ -27,8 +27,19 @@ def main() -> int:
             "--no-deps",
         ]
         subprocess.run([*install, "--no-build-isolation", "--target", folder, str(ROOT)], check=True)
+        shutil.copytree(ROOT / "scripts", Path(folder) / "scripts")  # never installed
         checked = subprocess.run(
-            [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "trebi_gym"],
+            [
+                sys.executable,
+                "-m",
+                "mypy",
+                "--config-file",
+                str(ROOT / "pyproject.toml"),
+                "-p",
+                "trebi_gym",
+                "-p",
+                "scripts",
+            ],
             cwd=folder,
             env={**os.environ, "MYPYPATH": folder, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")},
             capture_output=True,

@@ -21,11 +21,11 @@ import tyro
 from trebi_gym.agents import NetworkConfig, TREBIAgent, TREBIConfig
 from trebi_gym.agents.models import described, parts_of
 from trebi_gym.agents.presets import preset
+from trebi_gym.commands.common import run
 from trebi_gym.datasets import EpisodeDataset, load
-from trebi_gym.evaluation import evaluate_budgets
-from trebi_gym.records import EpisodeRecord, Evaluation, bootstrap_interval
+from trebi_gym.evaluation.evaluate import evaluate_budgets
+from trebi_gym.evaluation.records import EpisodeRecord, Evaluation, bootstrap_interval
 from trebi_gym.rollout import BudgetChange
-from trebi_gym.terminal import run
 
 DATASET = "SafePendulum-medium-replay-v0"
 BASE = preset("fast").replace(

@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import tyro
 
+from scripts.bench.measure import time_in_turns
 from trebi_gym.agents import NetworkConfig, TREBIAgent
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.models import described
 from trebi_gym.agents.presets import preset
+from trebi_gym.commands.common import learn_with_checkpoints, partial_file, run
 from trebi_gym.datasets import EpisodeDataset, load
 from trebi_gym.datasets.recipes import maximum_budget
 from trebi_gym.errors import ConfigError
-from trebi_gym.evaluation import evaluate_budgets
-from trebi_gym.measuring import time_in_turns
-from trebi_gym.records import EpisodeRecord, Evaluation, format_table
-from trebi_gym.terminal import learn_with_checkpoints, partial_file, run
+from trebi_gym.evaluation.evaluate import evaluate_budgets
+from trebi_gym.evaluation.records import EpisodeRecord, Evaluation, format_table
 
 KEPT = 0.8
 """Share of the episodes that are to keep the budget where variants are compared at equal cost."""

@@ -2,8 +2,8 @@
 
 import tyro
 
-from trebi_gym.cli import generate
-from trebi_gym.terminal import run
+from trebi_gym.commands.common import run
+from trebi_gym.commands.generate import generate
 
 if __name__ == "__main__":
     run(lambda: tyro.cli(generate))

@@ -2,8 +2,8 @@
 
 import tyro
 
-from trebi_gym.stages import PlanArguments, plan_stage
-from trebi_gym.terminal import run
+from trebi_gym.commands.common import run
+from trebi_gym.commands.paper_stages import PlanArguments, plan_stage
 
 if __name__ == "__main__":
     run(lambda: plan_stage(tyro.cli(PlanArguments, description=__doc__)))

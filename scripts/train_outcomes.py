@@ -2,8 +2,8 @@
 
 import tyro
 
-from trebi_gym.stages import StageArguments, train_stage
-from trebi_gym.terminal import run
+from trebi_gym.commands.common import run
+from trebi_gym.commands.paper_stages import StageArguments, train_stage
 
 if __name__ == "__main__":
     run(lambda: train_stage("outcome_critic", tyro.cli(StageArguments, description=__doc__)))

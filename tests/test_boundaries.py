@@ -9,12 +9,12 @@ from toy_envs import Still, register_toy_envs
 
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.checks import check_count, check_seed
-from trebi_gym.datasets.collect import collect
+from trebi_gym.datasets.generation.collect import collect
 from trebi_gym.envs.wrappers import BudgetWrapper
 from trebi_gym.errors import EnvironmentContractError, RenderingError, TrebiError
-from trebi_gym.evaluation import evaluate_budgets
+from trebi_gym.evaluation.evaluate import evaluate_budgets
+from trebi_gym.evaluation.video import as_frame, record_video
 from trebi_gym.rollout import envs_for, make_envs, rollout
-from trebi_gym.video import as_frame, record_video
 
 register_toy_envs()
 

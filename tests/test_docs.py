@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trebi_gym.cli import COMMANDS
+from trebi_gym.commands.cli import COMMANDS
 from trebi_gym.datasets.recipes import RECIPES
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -54,16 +54,19 @@ LAYERS = [
     *((word, set()) for word in sorted(WORDS | {FILES})),
     *((module, {"trebi_gym"}) for module in sorted(TOP)),
     ("trebi_gym.rollout", set()),
-    ("trebi_gym.records", set()),
-    ("trebi_gym.schedules", {"trebi_gym.rollout"}),
-    ("trebi_gym.evaluation", {"trebi_gym.rollout", "trebi_gym.records", "trebi_gym.schedules"}),
-    ("trebi_gym.plots", {"trebi_gym.records"}),
-    ("trebi_gym.video", {"trebi_gym.rollout"}),
+    ("trebi_gym.evaluation.records", set()),
+    ("trebi_gym.evaluation.schedules", {"trebi_gym.rollout"}),
+    (
+        "trebi_gym.evaluation.evaluate",
+        {"trebi_gym.rollout", "trebi_gym.evaluation.records", "trebi_gym.evaluation.schedules"},
+    ),
+    ("trebi_gym.evaluation.plots", {"trebi_gym.evaluation.records"}),
+    ("trebi_gym.evaluation.video", {"trebi_gym.rollout"}),
     ("trebi_gym.agents.diffusion", {"trebi_gym.agents.diffusion"}),
     ("trebi_gym.agents.networks", {"trebi_gym.agents.networks"}),
     ("trebi_gym.agents", {"trebi_gym.agents", "trebi_gym.datasets", "trebi_gym.rollout"}),
-    ("trebi_gym.datasets.collect", {"trebi_gym.datasets", "trebi_gym.rollout"}),
-    ("trebi_gym.datasets.recording", {"trebi_gym.datasets", "trebi_gym.rollout"}),
+    ("trebi_gym.datasets.generation.collect", {"trebi_gym.datasets", "trebi_gym.rollout"}),
+    ("trebi_gym.datasets.generation.step_recorder", {"trebi_gym.datasets", "trebi_gym.rollout"}),
     ("trebi_gym.datasets", {"trebi_gym.datasets"}),
     ("trebi_gym.envs", {"trebi_gym.envs"}),
 ]
@@ -71,17 +74,17 @@ NOT_EVEN_WORDS = ("trebi_gym.agents.diffusion", "trebi_gym.agents.networks")
 DISK = {
     "trebi_gym.files",
     "trebi_gym.rollout",
-    "trebi_gym.records",
-    "trebi_gym.plots",
-    "trebi_gym.video",
+    "trebi_gym.evaluation.records",
+    "trebi_gym.evaluation.plots",
+    "trebi_gym.evaluation.video",
     "trebi_gym.envs.adaptive",
-    "trebi_gym.agents.calibrating",
-    "trebi_gym.agents.checkpoint",
-    "trebi_gym.agents.training",
-    "trebi_gym.agents.diffuser_import",
-    "trebi_gym.datasets.parts",
+    "trebi_gym.agents.calibration.closed_loop",
+    "trebi_gym.agents.storage.checkpoint",
+    "trebi_gym.agents.training.trainer",
+    "trebi_gym.agents.storage.diffuser",
+    "trebi_gym.datasets.generation.resumable",
     "trebi_gym.datasets.recipes",
-    "trebi_gym.datasets.saved_policies",
+    "trebi_gym.datasets.generation.policies",
     "trebi_gym.datasets.sources",
     *TOP,
 }
@@ -173,7 +176,7 @@ def test_the_sources_are_found():
         "trebi_gym.envs.wrappers",
         "trebi_gym.agents.diffusion.samplers",
     } <= set(SOURCES)
-    assert "trebi_gym.agents.trebi" in of_ours("trebi_gym.agents", SOURCES["trebi_gym.agents"])
+    assert "trebi_gym.agents.agent" in of_ours("trebi_gym.agents", SOURCES["trebi_gym.agents"])
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "trebi_gym"])
@@ -218,7 +221,7 @@ def test_only_those_whose_task_it_is_touch_the_disk(module):
 def test_no_file_format_can_run_code(module):
     names = {name.split(".")[0] for name, _ in imports(module, EVERY[module])}
     assert not names & {"cloudpickle", "dill", "joblib", "marshal", "shelve"}
-    reads_published = module == "trebi_gym.agents.diffuser_import"
+    reads_published = module == "trebi_gym.agents.storage.diffuser"
     assert "pickle" not in names or reads_published
     if reads_published:
         # Unpickler alone, of which a class that refuses every foreign name is made

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import trebi_gym
-from trebi_gym.cli import COMMANDS
+from trebi_gym.commands.cli import COMMANDS
 from trebi_gym.envs.rendering import RENDERING_NEEDS
 
 ROOT = Path(__file__).parent.parent

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from trebi_gym.envs.adapters import SafetyGymnasiumAdapter
     from trebi_gym.envs.adaptive import AdaptiveBudgetWrapper
     from trebi_gym.envs.wrappers import BudgetWrapper, CostWrapper
-    from trebi_gym.evaluation import evaluate_budgets
-    from trebi_gym.records import Evaluation
+    from trebi_gym.evaluation.evaluate import evaluate_budgets
+    from trebi_gym.evaluation.records import Evaluation
 
 __version__ = "0.1.0"
 
@@ -32,8 +32,8 @@ _LAZY = {
     "BudgetWrapper": "trebi_gym.envs.wrappers",
     "CostWrapper": "trebi_gym.envs.wrappers",
     "SafetyGymnasiumAdapter": "trebi_gym.envs.adapters",
-    "Evaluation": "trebi_gym.records",
-    "evaluate_budgets": "trebi_gym.evaluation",
+    "Evaluation": "trebi_gym.evaluation.records",
+    "evaluate_budgets": "trebi_gym.evaluation.evaluate",
 }
 
 __all__ = [

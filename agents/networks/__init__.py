@@ -10,10 +10,10 @@ from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
-from trebi_gym.agents.networks.budget import BudgetCritic
-from trebi_gym.agents.networks.critic import TemporalCritic
+from trebi_gym.agents.networks.budget_critic import BudgetCritic
 from trebi_gym.agents.networks.mlp import MLPCritic, MLPDenoiser
 from trebi_gym.agents.networks.outcome import OutcomeCritic
+from trebi_gym.agents.networks.temporal_critic import TemporalCritic
 from trebi_gym.agents.networks.temporal_unet import TemporalUnet
 
 MOST_ITEMS = 64

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trebi_gym.costs import resolve_cost
-from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.datasets.episode import EpisodeDataset, check_steps, timeouts_by_length
 from trebi_gym.datasets.sources.base import Reading, replaced_costs
 from trebi_gym.datasets.sources.hdf5 import (
     REPEATED,
@@ -27,7 +27,6 @@ from trebi_gym.datasets.sources.hdf5 import (
     write_flat,
 )
 from trebi_gym.datasets.sources.native_hdf5 import METADATA as NATIVE
-from trebi_gym.datasets.splitting import check_steps, timeouts_by_length
 from trebi_gym.errors import DatasetError, EnvironmentContractError
 
 Array = npt.NDArray[Any]

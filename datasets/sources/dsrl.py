@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.datasets.episode import EpisodeDataset, check_steps
 from trebi_gym.datasets.sources.base import Reading
 from trebi_gym.datasets.sources.hdf5 import (
     KEYS,
@@ -23,7 +23,6 @@ from trebi_gym.datasets.sources.hdf5 import (
     write_flat,
 )
 from trebi_gym.datasets.sources.native_hdf5 import METADATA as NATIVE
-from trebi_gym.datasets.splitting import check_steps
 from trebi_gym.errors import DatasetError
 
 METADATA = "trebi_gym_dsrl"

@@ -13,10 +13,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from trebi_gym.datasets.arrays import given_away
-from trebi_gym.datasets.episode import EpisodeDataset
+from trebi_gym.datasets.episode import EpisodeDataset, given_away, jumps
 from trebi_gym.datasets.sources.base import Reading
-from trebi_gym.datasets.splitting import jumps
 from trebi_gym.errors import DatasetError
 from trebi_gym.files import check_regular, replacing
 

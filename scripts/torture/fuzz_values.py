@@ -16,10 +16,10 @@ import torch
 
 from trebi_gym import Budget
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.cli import main
+from trebi_gym.commands.cli import main
 from trebi_gym.datasets import EpisodeDataset, save
 from trebi_gym.errors import TrebiError
-from trebi_gym.evaluation import evaluate_budgets
+from trebi_gym.evaluation.evaluate import evaluate_budgets
 
 from . import fuzz_agents, hostile
 from .cases import Case, kind, must, mutator

@@ -23,15 +23,15 @@ from typing import Any
 import h5py
 import numpy as np
 
+from scripts.download_pretrained import download, unpack
+from scripts.results.cells import pack, read_cell, settle
+from scripts.results.cells import unpack as unpack_cells
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.cli import main
+from trebi_gym.commands.cli import main
+from trebi_gym.commands.common import run
+from trebi_gym.commands.demo import run_demo
 from trebi_gym.datasets import load, save
-from trebi_gym.demo import run_demo
-from trebi_gym.downloading import download, unpack
 from trebi_gym.errors import TrebiError
-from trebi_gym.result_cells import pack, read_cell, settle
-from trebi_gym.result_cells import unpack as unpack_cells
-from trebi_gym.terminal import run
 
 from .cases import BadOutcome, Case, kind, must
 from .material import ENV, ROOT, make_agent, make_dataset

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load, save
 
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.describe import describe_agent
+from trebi_gym.commands.data import describe_agent
 from trebi_gym.errors import TrebiError
 
 SECONDS, MEGABYTES = 20.0, 300

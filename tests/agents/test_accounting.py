@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy_envs import Scripted, register_toy_envs
 
-from trebi_gym.agents.accounting import OriginalAccounting
+from trebi_gym.agents.planning.policies import OriginalAccounting
 from trebi_gym.rollout import make_envs, rollout
 
 register_toy_envs()

@@ -15,7 +15,7 @@ from toy_envs import register_toy_envs
 from trebi_gym import BudgetWrapper
 from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.models import EVERY_PART
-from trebi_gym.agents.units import remaining_rule
+from trebi_gym.agents.planning.budgets import remaining_rule
 from trebi_gym.budget import Budget
 from trebi_gym.errors import (
     BudgetError,

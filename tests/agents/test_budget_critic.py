@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents import TREBIAgent, TREBIConfig, losses
+from scripts.bench.run import random_dataset, untrained
+from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.config import NetworkConfig, TrainingConfig
-from trebi_gym.agents.losses import LONGEST_SEGMENT, make_loss
 from trebi_gym.agents.models import OUTCOME, make_windows
 from trebi_gym.agents.networks import BudgetCritic
-from trebi_gym.agents.networks.budget import Segment, budget_loss, step_losses
-from trebi_gym.agents.units import geometric_sum
-from trebi_gym.benchmark import random_dataset, untrained
+from trebi_gym.agents.networks.budget_critic import Segment, budget_loss, step_losses
+from trebi_gym.agents.planning.budgets import geometric_sum
+from trebi_gym.agents.training import losses
+from trebi_gym.agents.training.losses import LONGEST_SEGMENT, make_loss
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trebi_gym.agents import Calibration, HeldOutCalibration, TREBIAgent
-from trebi_gym.agents.calibration import from_dict
-from trebi_gym.agents.marks import count_learned, episode_marks
+from trebi_gym.agents.calibration.fingerprints import count_learned, episode_marks
+from trebi_gym.agents.calibration.statistics import from_dict
 from trebi_gym.errors import CalibrationError, CheckpointError, ConfigError, DatasetError
 
 ENV = "SafePendulum-v0"
@@ -19,7 +19,7 @@ INF = math.inf
 @pytest.fixture
 def costly(tiny_agent, tmp_path, monkeypatch):
     """An agent of maximum budget 12 whose episodes cost what was planned for plus up to 5; and the budgets that were run."""
-    from trebi_gym.agents import calibrating
+    from trebi_gym.agents.calibration import closed_loop as calibrating
 
     ran = []
 

@@ -12,15 +12,15 @@ import torch
 from scipy import stats
 
 from trebi_gym.agents import Calibration, HeldOutCalibration, TREBIAgent
-from trebi_gym.agents.acting import AtRisk
-from trebi_gym.agents.calibration import allowed_failures, from_dict, needed_episodes
-from trebi_gym.agents.inputs import parse_request
-from trebi_gym.agents.marks import episode_marks, fingerprint
-from trebi_gym.agents.state import continued, fresh, hold_back
+from trebi_gym.agents.calibration.fingerprints import episode_marks, fingerprint
+from trebi_gym.agents.calibration.statistics import allowed_failures, from_dict, needed_episodes
+from trebi_gym.agents.planning.budgets import parse_request
+from trebi_gym.agents.planning.policies import AtRisk
+from trebi_gym.agents.planning.state import continued, fresh, hold_back
 from trebi_gym.budget import Budget
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import BudgetError, CalibrationError, CheckpointError, ObservationError
-from trebi_gym.evaluation import evaluate_budgets
+from trebi_gym.evaluation.evaluate import evaluate_budgets
 from trebi_gym.rollout import make_envs, rollout
 
 ENV = "SafePendulum-v0"
@@ -338,7 +338,7 @@ def test_other_weights_than_those_calibrated_are_refused(calibrated, shipped_dat
 def test_weights_are_looked_at_once_for_a_planner_and_anew_for_a_calibration(
     calibrated, shipped_dataset, tmp_path, monkeypatch
 ):
-    from trebi_gym.agents import calibrating
+    from trebi_gym.agents.calibration import closed_loop as calibrating
 
     looked = []
     monkeypatch.setattr(calibrating, "fingerprint", lambda agent: looked.append(1) or fingerprint(agent))
@@ -406,7 +406,7 @@ def test_episodes_that_cannot_support_the_risk_are_refused_before_any_is_run(tin
 def test_a_killed_calibration_goes_on_to_the_same_result(calibrated, tmp_path, monkeypatch):
     options = {"risk": 0.2, "budgets": [0, 30, INF], "episodes": 14, "progress_bar": False}
     keep = tmp_path / "kept.json"
-    from trebi_gym.agents import calibrating
+    from trebi_gym.agents.calibration import closed_loop as calibrating
 
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
     cell, run = calibrating._cell, []

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents import TREBIAgent, capture
-from trebi_gym.agents.capture import Recording, Recordings, computing_in
+from trebi_gym.agents import TREBIAgent
+from trebi_gym.agents.networks import cuda_graphs as capture
+from trebi_gym.agents.networks.cuda_graphs import Recording, Recordings, computing_in
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

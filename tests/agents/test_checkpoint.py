@@ -13,8 +13,9 @@ from safetensors.torch import load, save
 from stable_baselines3 import SAC
 from toy_envs import register_toy_envs
 
-from trebi_gym.agents import TREBIAgent, checkpoint
+from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.models import EVERY_PART
+from trebi_gym.agents.storage import checkpoint
 from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
 
 register_toy_envs()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from trebi_gym.agents.cloning import TRAINING, BudgetCloning, within_budget
+from trebi_gym.agents.baselines.cloning import TRAINING, BudgetCloning, within_budget
 from trebi_gym.datasets import Episode, EpisodeDataset
 from trebi_gym.errors import BudgetError, DatasetError, NotLearnedError, ObservationError
 

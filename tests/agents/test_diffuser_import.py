@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.agents.diffuser_import import read_config, read_experiment, read_published
 from trebi_gym.agents.models import Task, make_model
-from trebi_gym.cli import main
+from trebi_gym.agents.storage.diffuser import read_config, read_experiment, read_published
+from trebi_gym.commands.cli import main
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset, save
 from trebi_gym.errors import CheckpointError, DatasetError, NotLearnedError
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from trebi_gym.agents.networks import MLPCritic, MLPDenoiser, TemporalCritic, TemporalUnet
-from trebi_gym.agents.networks.inference import SHORT, Mish, ShortConv, for_inference
-from trebi_gym.agents.networks.pairs import pair
+from trebi_gym.agents.networks.fast_inference import SHORT, Mish, ShortConv, for_inference, pair
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from trebi_gym.agents.inputs import critic_budgets, parse_request
-from trebi_gym.agents.state import continued
-from trebi_gym.agents.units import constant_rule, geometric_sum, remaining_rule
+from trebi_gym.agents.planning.budgets import (
+    constant_rule,
+    critic_budgets,
+    geometric_sum,
+    parse_request,
+    remaining_rule,
+)
+from trebi_gym.agents.planning.state import continued
 from trebi_gym.budget import Budget
 from trebi_gym.errors import BudgetError, ObservationError
 

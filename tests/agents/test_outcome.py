@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.bench.run import random_dataset
 from trebi_gym import Budget
 from trebi_gym.agents import TREBIAgent, TREBIConfig
 from trebi_gym.agents.models import OUTCOME, make_windows, parts_of
 from trebi_gym.agents.networks.outcome import OutcomeCritic, outcome_loss
+from trebi_gym.agents.planning.budgets import geometric_sum
 from trebi_gym.agents.presets import PRESETS
-from trebi_gym.agents.units import geometric_sum
-from trebi_gym.benchmark import random_dataset
 from trebi_gym.errors import ConfigError
 
 SEEN = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.5]])

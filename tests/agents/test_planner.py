@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from trebi_gym.agents import PlannerConfig, planner
+from trebi_gym.agents import PlannerConfig
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
-from trebi_gym.agents.planner import BudgetGuidedPlanner
-from trebi_gym.agents.plans import Plan, least_costs
+from trebi_gym.agents.planning import planner
+from trebi_gym.agents.planning.planner import BudgetGuidedPlanner, Plan, least_costs
 from trebi_gym.datasets import AffineNormalizer
 
 HORIZON, ACTION, OBSERVATION = 4, 1, 2

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from trebi_gym.agents import TREBIAgent, preset
-from trebi_gym.agents.cloning import BudgetCloning
+from trebi_gym.agents.baselines.cloning import BudgetCloning
 from trebi_gym.agents.config import TrainingConfig
-from trebi_gym.agents.settings import usual_settings
-from trebi_gym.critics import report_critics
+from trebi_gym.agents.torch_settings import usual_settings
+from trebi_gym.evaluation.critic_report import report_critics
 
 OBSERVATIONS = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 1.0, -2.0]])
 

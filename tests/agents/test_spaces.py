@@ -10,7 +10,7 @@ from toy_envs import register_toy_envs
 
 from trebi_gym import BudgetWrapper
 from trebi_gym.agents import TREBIAgent
-from trebi_gym.agents.cloning import BudgetCloning
+from trebi_gym.agents.baselines.cloning import BudgetCloning
 from trebi_gym.agents.spaces import agent_spaces, check_dataset, fit_actions
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import DatasetError, EnvironmentContractError, ObservationError

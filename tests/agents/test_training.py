@@ -15,14 +15,14 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 
 from trebi_gym.agents import PRESETS, TrainingConfig, TREBIAgent, preset
-from trebi_gym.agents.learning import share_steps
-from trebi_gym.agents.marks import episode_marks
+from trebi_gym.agents.calibration.fingerprints import episode_marks
 from trebi_gym.agents.models import EVERY_PART, check_horizon, described, noted
-from trebi_gym.agents.training import Fit
-from trebi_gym.cli import main
+from trebi_gym.agents.training.loop import share_steps
+from trebi_gym.agents.training.trainer import Fit
+from trebi_gym.commands.cli import main
+from trebi_gym.commands.paper_stages import StageArguments, train_stage
 from trebi_gym.datasets import EpisodeDataset, save
 from trebi_gym.errors import CheckpointError, ConfigError, DatasetError
-from trebi_gym.stages import StageArguments, train_stage
 
 STEPS = {"diffusion": 40, "reward_critic": 20, "cost_critic": 20, "outcome_critic": 20}  # of tiny_config
 

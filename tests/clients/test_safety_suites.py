@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trebi_gym.cli import main
+from trebi_gym.commands.cli import main
 from trebi_gym.datasets import load
 from trebi_gym.envs.adapters import SafetyGymnasiumAdapter
-from trebi_gym.evaluation import evaluate_budgets
-from trebi_gym.records import Evaluation
+from trebi_gym.evaluation.evaluate import evaluate_budgets
+from trebi_gym.evaluation.records import Evaluation
 
 HERE = Path(__file__).parent
 BULLET = [f"Safety{body}{task}-v0" for body in ("Ball", "Car", "Drone", "Ant") for task in ("Run", "Circle")]
@@ -21,7 +21,14 @@ BULLET = [f"Safety{body}{task}-v0" for body in ("Ball", "Car", "Drone", "Ant") f
 
 def trebi(folder, *words):
     """Run the command as a user does: the suite redirects the streams that pytest has replaced."""
-    command = [sys.executable, "-W", "ignore", "-c", "from trebi_gym.cli import main; main()", *words]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        "from trebi_gym.commands.cli import main; main()",
+        *words,
+    ]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
 

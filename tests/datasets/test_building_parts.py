@@ -9,12 +9,12 @@ import pytest
 import torch
 from toy_envs import Scripted, register_toy_envs
 
-from trebi_gym.datasets import collect as collecting
 from trebi_gym.datasets import load
-from trebi_gym.datasets.behaviour import RandomPolicy, StableBaselinesPolicy
-from trebi_gym.datasets.building import generate, generate_from_policies
-from trebi_gym.datasets.collect import Share, collect, collect_shares
-from trebi_gym.datasets.parts import OURS, Parts, finish, has_parts
+from trebi_gym.datasets.generation import collect as collecting
+from trebi_gym.datasets.generation.collect import Share, collect, collect_shares
+from trebi_gym.datasets.generation.generate import generate, generate_from_policies
+from trebi_gym.datasets.generation.policies import RandomPolicy, StableBaselinesPolicy
+from trebi_gym.datasets.generation.resumable import OURS, Parts, finish, has_parts
 from trebi_gym.errors import DatasetError
 
 register_toy_envs()
@@ -246,7 +246,7 @@ def test_a_state_comes_back_as_it_was_and_only_the_last_one_stays(tmp_path):
 
 def test_only_one_at_a_time_works_in_a_folder_and_a_killed_one_does_not_lock_it(tmp_path):
     hold = (
-        "import time; from pathlib import Path; from trebi_gym.datasets.parts import Parts\n"
+        "import time; from pathlib import Path; from trebi_gym.datasets.generation.resumable import Parts\n"
         f"with Parts(Path({str(tmp_path / 'a.parts')!r}), {{}}) as parts:\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )

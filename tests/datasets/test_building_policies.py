@@ -15,10 +15,15 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_envs import register_toy_envs
 
-from trebi_gym.datasets.behaviour import StableBaselinesPolicy
-from trebi_gym.datasets.building import generate_from_policies, load_policy
-from trebi_gym.datasets.collect import collect
-from trebi_gym.datasets.saved_policies import _old_gym, find_statistics, read_description, saved_algorithm
+from trebi_gym.datasets.generation.collect import collect
+from trebi_gym.datasets.generation.generate import generate_from_policies, load_policy
+from trebi_gym.datasets.generation.policies import (
+    StableBaselinesPolicy,
+    _old_gym,
+    find_statistics,
+    read_description,
+    saved_algorithm,
+)
 from trebi_gym.errors import DatasetError, EnvironmentContractError
 
 register_toy_envs()

@@ -8,11 +8,11 @@ import torch
 from stable_baselines3.common.noise import NormalActionNoise
 from toy_envs import register_toy_envs
 
-from trebi_gym.datasets.algorithms import ALGORITHMS, check_hyperparameters, make_model
-from trebi_gym.datasets.building import generate
-from trebi_gym.datasets.parts import Parts
-from trebi_gym.datasets.recording import StepRecorder
-from trebi_gym.datasets.training_run import acting_weights, record_training, refill
+from trebi_gym.datasets.generation.algorithms import ALGORITHMS, check_hyperparameters, make_model
+from trebi_gym.datasets.generation.generate import generate
+from trebi_gym.datasets.generation.resumable import Parts
+from trebi_gym.datasets.generation.step_recorder import StepRecorder
+from trebi_gym.datasets.generation.training_run import acting_weights, record_training, refill
 from trebi_gym.errors import DatasetError, EnvironmentContractError
 
 gym = pytest.importorskip("gymnasium")

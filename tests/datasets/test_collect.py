@@ -8,11 +8,11 @@ import pytest
 from toy_envs import Scripted, mark_of, register_toy_envs
 
 from trebi_gym.datasets import load, save
-from trebi_gym.datasets.behaviour import RandomPolicy
-from trebi_gym.datasets.building import generate
-from trebi_gym.datasets.collect import collect, first_seed
-from trebi_gym.datasets.recording import StepRecorder
-from trebi_gym.datasets.training_run import record_training
+from trebi_gym.datasets.generation.collect import collect, first_seed
+from trebi_gym.datasets.generation.generate import generate
+from trebi_gym.datasets.generation.policies import RandomPolicy
+from trebi_gym.datasets.generation.step_recorder import StepRecorder
+from trebi_gym.datasets.generation.training_run import record_training
 from trebi_gym.errors import DatasetError, EnvironmentContractError
 
 register_toy_envs()

@@ -13,9 +13,9 @@ import pytest
 from contracts import ARRAYS, make_dataset
 
 from trebi_gym.datasets import load, save
+from trebi_gym.datasets.episode import timeouts_by_length
 from trebi_gym.datasets.sources import SOURCES
 from trebi_gym.datasets.sources.d4rl import departing_velocity
-from trebi_gym.datasets.splitting import timeouts_by_length
 from trebi_gym.errors import DatasetError
 
 SCRIPT = Path(__file__).with_name("write_foreign.py")

@@ -19,7 +19,7 @@ from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_va
 from trebi_gym.agents.diffusion.samplers import Guidance, ddpm, ddpm_step
 from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.networks import TemporalCritic, TemporalUnet
-from trebi_gym.agents.networks.inference import for_inference
+from trebi_gym.agents.networks.fast_inference import for_inference
 
 PATH = Path(__file__).parents[1] / "data" / "sampling.safetensors"
 TENSORS = load_file(PATH)

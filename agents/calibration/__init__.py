@@ -1,0 +1,1 @@
+"""What a budget must be planned as, so that episodes keep it at a stated risk."""

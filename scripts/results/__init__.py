@@ -1,0 +1,1 @@
+"""The experiment harness of ``make results``."""

@@ -1,0 +1,1 @@
+"""What the shell types: one file a group of commands."""

@@ -1,0 +1,1 @@
+"""Running episodes under budgets, and showing what came of them."""
