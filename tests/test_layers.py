@@ -12,82 +12,49 @@ FOLDERS = {
     "envs": "trebi_gym.envs",
     "agents": "trebi_gym.agents",
     "datasets": "trebi_gym.datasets",
+    "scripts": "scripts",
 }
 
-WORDS = {"trebi_gym.budget", "trebi_gym.checks", "trebi_gym.costs", "trebi_gym.errors"}
-FILES = "trebi_gym.files"
-# verbs that put everything together; nobody but they and the scripts may import them
-TOP = {
-    f"trebi_gym.{name}"
-    for name in (
-        "bench_report",
-        "benchmark",
-        "cli",
-        "critics",
-        "critics_plots",
-        "critics_rows",
-        "data_commands",
-        "demo",
-        "describe",
-        "downloading",
-        "generating",
-        "learning_commands",
-        "measuring",
-        "report_commands",
-        "result_agents",
-        "result_cells",
-        "result_closing",
-        "result_measures",
-        "result_page",
-        "result_plan",
-        "result_targets",
-        "result_words",
-        "result_work",
-        "results",
-        "stages",
-        "terminal",
-        "textbook",
-    )
-}
-# the first entry that a module begins with tells what it may import of ours, beside the shared words
-LAYERS = [
-    *((word, set()) for word in sorted(WORDS | {FILES})),
-    *((module, {"trebi_gym"}) for module in sorted(TOP)),
-    ("trebi_gym.rollout", set()),
-    ("trebi_gym.evaluation.records", set()),
-    ("trebi_gym.evaluation.schedules", {"trebi_gym.rollout"}),
-    (
-        "trebi_gym.evaluation.evaluate",
-        {"trebi_gym.rollout", "trebi_gym.evaluation.records", "trebi_gym.evaluation.schedules"},
+WORDS = ("trebi_gym.budget", "trebi_gym.checks", "trebi_gym.costs", "trebi_gym.errors", "trebi_gym.files")
+ON_TOP = ("trebi_gym.commands", "scripts")
+"""Verbs that put everything together; nobody imports them."""
+
+# the longest prefix of a module's name tells what it may import of ours, beside the shared words
+LAYERS = {
+    **dict.fromkeys(WORDS, ()),
+    "trebi_gym.rollout": (),
+    "trebi_gym.envs": ("trebi_gym.envs",),
+    "trebi_gym.datasets": ("trebi_gym.datasets",),
+    "trebi_gym.datasets.generation": ("trebi_gym.datasets", "trebi_gym.rollout"),
+    "trebi_gym.agents": ("trebi_gym.agents", "trebi_gym.datasets", "trebi_gym.rollout"),
+    "trebi_gym.agents.diffusion": ("trebi_gym.agents.diffusion",),
+    "trebi_gym.agents.networks": ("trebi_gym.agents.networks",),
+    "trebi_gym.evaluation": (
+        "trebi_gym.evaluation",
+        "trebi_gym.rollout",
+        "trebi_gym.agents",
+        "trebi_gym.datasets",
     ),
-    ("trebi_gym.evaluation.plots", {"trebi_gym.evaluation.records"}),
-    ("trebi_gym.evaluation.video", {"trebi_gym.rollout"}),
-    ("trebi_gym.agents.diffusion", {"trebi_gym.agents.diffusion"}),
-    ("trebi_gym.agents.networks", {"trebi_gym.agents.networks"}),
-    ("trebi_gym.agents", {"trebi_gym.agents", "trebi_gym.datasets", "trebi_gym.rollout"}),
-    ("trebi_gym.datasets.generation.collect", {"trebi_gym.datasets", "trebi_gym.rollout"}),
-    ("trebi_gym.datasets.generation.step_recorder", {"trebi_gym.datasets", "trebi_gym.rollout"}),
-    ("trebi_gym.datasets", {"trebi_gym.datasets"}),
-    ("trebi_gym.envs", {"trebi_gym.envs"}),
-]
-NOT_EVEN_WORDS = ("trebi_gym.agents.diffusion", "trebi_gym.agents.networks")
-DISK = {
+    **dict.fromkeys(ON_TOP, ("trebi_gym", "scripts")),
+}
+WITHOUT_WORDS = ("trebi_gym.agents.diffusion", "trebi_gym.agents.networks")
+AGENT = "trebi_gym.agents.agent"
+"""Puts the sub-packages of ``agents`` together; none of them may know it."""
+
+DISK = (
     "trebi_gym.files",
     "trebi_gym.rollout",
-    "trebi_gym.evaluation.records",
-    "trebi_gym.evaluation.plots",
-    "trebi_gym.evaluation.video",
+    "trebi_gym.evaluation",
     "trebi_gym.envs.adaptive",
-    "trebi_gym.agents.calibration.closed_loop",
-    "trebi_gym.agents.storage.checkpoint",
-    "trebi_gym.agents.training.trainer",
-    "trebi_gym.agents.storage.diffuser",
-    "trebi_gym.datasets.generation.resumable",
+    "trebi_gym.agents.calibration",
+    "trebi_gym.agents.storage",
+    "trebi_gym.agents.training",
     "trebi_gym.datasets.recipes",
-    "trebi_gym.datasets.generation.policies",
+    "trebi_gym.datasets.generation",
     "trebi_gym.datasets.sources",
-    *TOP,
-}
+    *ON_TOP,
+)
+"""Who may read and write files."""
 DISK_CALLS = {
     "open",
     "read_text",
@@ -105,7 +72,7 @@ SEEDED = {"default_rng", "Generator", "PCG64", "SeedSequence", "BitGenerator"}
 
 
 def sources():
-    """Every source file of the package, by its module's name."""
+    """Every source file, by its module's name."""
     found = {}
     for folder, package in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -114,9 +81,11 @@ def sources():
     return found
 
 
-SOURCES = sources()
-SCRIPTS = {f"scripts/{path.name}": path for path in sorted((ROOT / "scripts").glob("*.py"))}
-EVERY = SOURCES | SCRIPTS
+EVERY = sources()
+"""Every module of the package and of the scripts."""
+SOURCES = {module: path for module, path in EVERY.items() if module.startswith("trebi_gym")}
+"""Those that are installed."""
+LIBRARY = [module for module in SOURCES if not module.startswith(ON_TOP)]
 
 
 @cache
@@ -137,26 +106,56 @@ def imports(module, path):
                 base = ".".join([*above, *([base] if base else [])])
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                yield (full if full in SOURCES else base), node
+                yield (full if full in EVERY else base), node
 
 
-def of_ours(module, path):
-    return {name for name, _ in imports(module, path) if name.split(".")[0] == "trebi_gym"}
+def of_ours(module):
+    """The modules of ours that a module imports, those for the type checker only included."""
+    return {
+        name for name, _ in imports(module, EVERY[module]) if name.split(".")[0] in ("trebi_gym", "scripts")
+    }
 
 
 def within(name, package):
     return name == package or name.startswith(package + ".")
 
 
+def layer(module):
+    """The longest prefix of the module's name that is a layer."""
+    found = [prefix for prefix in LAYERS if within(module, prefix)]
+    assert found, f"{module} is in no layer: enter its folder in LAYERS and in the architecture's table"
+    return max(found, key=len)
+
+
+def permitted(module):
+    shared = () if module.startswith(WITHOUT_WORDS) else WORDS
+    return (*LAYERS[layer(module)], *shared)
+
+
 def writes(module):
     return any(within(module, writer) for writer in DISK)
 
 
-def permitted(module):
-    own = next((allowed for layer, allowed in LAYERS if within(module, layer)), None)
-    assert own is not None, f"{module} is in no layer: enter it in LAYERS and in the architecture's table"
-    shared = set() if module.startswith(NOT_EVEN_WORDS) else set(WORDS)
-    return own | shared | ({FILES} if writes(module) else set())
+def cycles():
+    """The groups of modules that import each other, directly or through others."""
+    targets = {
+        module: {name for name in of_ours(module) if name in EVERY and name != module} for module in EVERY
+    }
+
+    def reached(module):
+        seen, stack = set(), [module]
+        while stack:
+            for name in targets[stack.pop()] - seen:
+                seen.add(name)
+                stack.append(name)
+        return seen
+
+    reach = {module: reached(module) for module in EVERY}
+    return {
+        frozenset(name for name in reach[module] if module in reach[name])
+        for module in EVERY
+        if module in reach[module]
+    }
 
 
 def calls(path):
@@ -175,22 +174,31 @@ def test_the_sources_are_found():
         "trebi_gym.rollout",
         "trebi_gym.envs.wrappers",
         "trebi_gym.agents.diffusion.samplers",
-    } <= set(SOURCES)
-    assert "trebi_gym.agents.agent" in of_ours("trebi_gym.agents", SOURCES["trebi_gym.agents"])
+        "scripts.results.plan",
+    } <= set(EVERY)
+    assert "trebi_gym.agents.agent" in of_ours("trebi_gym.agents")
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if name != "trebi_gym"])
+@pytest.mark.parametrize("module", [name for name in EVERY if name != "trebi_gym"])
 def test_a_module_imports_only_what_its_layer_may(module):
     allowed = permitted(module)
-    wrong = {
-        name for name in of_ours(module, SOURCES[module]) if not any(within(name, root) for root in allowed)
-    }
+    wrong = {name for name in of_ours(module) if not any(within(name, root) for root in allowed)}
     assert not wrong, f"{module} imports {sorted(wrong)}; it may import {sorted(allowed)}"
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if name not in TOP])
-def test_only_the_verbs_on_top_import_one_another(module):
-    assert not of_ours(module, SOURCES[module]) & TOP
+@pytest.mark.parametrize("module", LIBRARY)
+def test_nobody_imports_the_commands_and_the_scripts(module):
+    assert not [name for name in of_ours(module) if name.startswith(ON_TOP)]
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_for_the_type_checker():
+    assert not cycles()
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("trebi_gym.agents.")])
+def test_no_part_of_the_agent_knows_the_agent(module):
+    if module != AGENT:
+        assert not of_ours(module) & {AGENT, "trebi_gym.agents"}
 
 
 def test_the_package_itself_imports_environments_and_words_only_and_the_rest_lazily():
@@ -199,15 +207,13 @@ def test_the_package_itself_imports_environments_and_words_only_and_the_rest_laz
     names = {
         name for name, node in imports("trebi_gym", path) if node in at_once and name.startswith("trebi_gym")
     }
-    assert names <= WORDS | {"trebi_gym.envs"}
+    assert names <= {*WORDS, "trebi_gym.envs"}
 
 
 @pytest.mark.parametrize("module", EVERY)
 def test_folders_of_the_repository_are_imported_as_parts_of_the_package(module):
     roots = {name.split(".")[0] for name, _ in imports(module, EVERY[module])}
-    assert not roots & {"envs", "agents", "datasets", "scripts", "tests"}, (
-        "a bare import makes second copies of classes"
-    )
+    assert not roots & {"envs", "agents", "datasets", "tests"}, "a bare import makes second copies of classes"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if not writes(name)])
@@ -250,7 +256,7 @@ def test_no_file_format_can_run_code(module):
             assert keyword.arg != "allow_pickle", f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if name not in TOP])
+@pytest.mark.parametrize("module", LIBRARY)
 def test_library_code_does_not_print(module):
     lines = [node.lineno for name, method, node in calls(SOURCES[module]) if name == "print" and not method]
     assert not lines

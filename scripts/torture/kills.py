@@ -29,7 +29,7 @@ from scripts.results.cells import unpack as unpack_cells
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.commands.cli import main
 from trebi_gym.commands.common import run
-from trebi_gym.commands.demo import run_demo
+from trebi_gym.commands.demo import demo as run_demo
 from trebi_gym.datasets import load, save
 from trebi_gym.errors import TrebiError
 
