@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 from trebi_gym.agents import NetworkConfig, TREBIAgent, TREBIConfig
+from trebi_gym.agents.agent_state import with_data
 from trebi_gym.agents.models import described, parts_of
 from trebi_gym.agents.presets import preset
 from trebi_gym.commands.common import run
@@ -134,9 +135,9 @@ def _agent(config: TREBIConfig, dataset: EpisodeDataset, seed: int, arguments: A
 def _blind(config: TREBIConfig, dataset: EpisodeDataset, seed: int, arguments: Arguments) -> TREBIAgent:
     """Return an agent of which the cost critic alone is learned, as long as that of the default, whose others it has."""
     default = _agent(BASE, dataset, seed, arguments)
-    agent = TREBIAgent(config=config, seed=seed)
-    agent.take_up(dataset)
-    agent.models |= {part: default.models[part] for part in ("diffusion", "reward_critic")}
+    models = {name: default.models[name] for name in ("diffusion", "reward_critic")}
+    state = with_data(dataclasses.replace(default.state, config=config, task=None, models={}), dataset)
+    agent = TREBIAgent.from_state(dataclasses.replace(state, models=models))
     steps = {part: config.training_of(part).steps for part in parts_of(config)}
     total = arguments.total_steps
     # as learn() shares them

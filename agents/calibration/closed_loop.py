@@ -7,48 +7,36 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from trebi_gym.agents.calibration.fingerprints import fingerprint as fingerprint
-from trebi_gym.agents.calibration.held_out import on_held_out
 from trebi_gym.agents.calibration.statistics import (
     ROUNDING,
-    AnyCalibration,
     Calibration,
     check_discount,
     check_share,
     limit_of,
     needed_episodes,
 )
-from trebi_gym.agents.planning.budgets import parse_request
-from trebi_gym.agents.planning.policies import AtRisk, check_calibrated, least_budgets
-from trebi_gym.agents.serializable import plain
 from trebi_gym.budget import Budget, check_budget
-from trebi_gym.checks import check_count, check_seed, is_whole
-from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.datasets import load as load_dataset
+from trebi_gym.checks import check_count, check_seed
 from trebi_gym.errors import BudgetError, CalibrationError
 from trebi_gym.files import check_writable, read_json, replacing
-from trebi_gym.rollout import envs_for, rollout
-
-if TYPE_CHECKING:
-    from trebi_gym.agents.agent import TREBIAgent
+from trebi_gym.rollout import Policy, envs_for, rollout
 
 STEPS = 12
 """Planned budgets up to the maximum, evenly spaced; three more above it."""
 
 
-def default_budgets(agent: TREBIAgent) -> list[float]:
+def default_budgets(maximum: float | None) -> list[float]:
     """Return the budgets to plan for: 0, steps up to 1.25 times the maximum of the agent's data, and no limit.
 
     Raises:
         CalibrationError: the data give no maximum.
     """
-    maximum = agent.learned_from.get("maximum_budget")
     if not maximum:
         raise CalibrationError(
             "the agent's data give no maximum budget to choose planned budgets by; pass budgets=[...]"
@@ -56,7 +44,7 @@ def default_budgets(agent: TREBIAgent) -> list[float]:
     return [maximum * step / STEPS for step in range(STEPS + 4)] + [math.inf]
 
 
-def asked_risks(risk: Any) -> list[float]:
+def requested_risks(risk: Any) -> list[float]:
     """Return the risks, at least one, of a number or any collection of them, an array too.
 
     Raises:
@@ -68,13 +56,13 @@ def asked_risks(risk: Any) -> list[float]:
     return risks
 
 
-def asked_budgets(agent: TREBIAgent, budgets: Any) -> list[float]:
+def requested_budgets(maximum: float | None, budgets: Any) -> list[float]:
     """Return the budgets to plan for, ascending and each once; None takes the default.
 
     Raises:
         CalibrationError: there is none, or one is no budget.
     """
-    given = default_budgets(agent) if budgets is None else budgets
+    given = default_budgets(maximum) if budgets is None else budgets
     if isinstance(given, str) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
         raise CalibrationError(f"budgets must be a list of budgets to plan for, or None; got {given!r}")
     try:
@@ -166,9 +154,12 @@ FIRST_SEED = 1_000_000
 
 
 def in_closed_loop(
-    agent: TREBIAgent,
+    policy: Policy,
     env_id: str,
     *,
+    planner: Mapping[str, Any],
+    fingerprint: str,
+    maximum_budget: float | None,
     risks: Sequence[float],
     budgets: Sequence[float] | npt.NDArray[Any] | None,
     episodes: int,
@@ -182,32 +173,47 @@ def in_closed_loop(
 ) -> Calibration:
     """Run the episodes; see ``TREBIAgent.calibrate``.
 
+    Args:
+        policy: that is calibrated, without a risk of its own.
+        env_id: of the environment.
+        planner: the policy's settings, as plain data; kept with the result, like what follows.
+        fingerprint: of its weights.
+        maximum_budget: of the data that it learned from, if known.
+        risks: and all else: as ``TREBIAgent.calibrate`` takes them.
+        budgets: to plan for.
+        episodes: for each of them.
+        confidence: of the guarantee.
+        seed: of the first episode's environment.
+        discount: of the budgets.
+        n_envs: environments at once.
+        asynchronous: run every environment in a process of its own.
+        progress_bar: show one.
+        keep: a file for what is finished.
+
     Of the default planned budgets, none is run after the first that no budget up to the maximum of the agent's data lets
     pass: planned budgets are taken in a fixed order, so a later one could not be taken either.
     """
-    agent.ready()
     check_episodes(risks, episodes, confidence, seed, n_envs, discount)
-    planned = asked_budgets(agent, budgets)
-    maximum = math.inf if budgets is not None else float(agent.learned_from["maximum_budget"])
-    mark = agent.weights_mark()
+    planned = requested_budgets(maximum_budget, budgets)
+    maximum = math.inf if budgets is not None or maximum_budget is None else float(maximum_budget)
     request = {
         "env_id": env_id,
         "planned": [value if math.isfinite(value) else None for value in planned],
         "episodes": int(episodes),
         "seed": int(seed),
         "discount": Budget(0.0, discount).discount,
-        "planner": plain(agent.config.planner),
-        "models": mark,
+        "planner": dict(planner),
+        "models": fingerprint,
     }
     cells = _kept(keep, request)
-    envs, limit = envs_for(agent, env_id, int(episodes), n_envs=n_envs, asynchronous=asynchronous)
+    envs, limit = envs_for(policy, env_id, int(episodes), n_envs=n_envs, asynchronous=asynchronous)
     try:
         total = limit * episodes * len(planned)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="calibrating") as bar:
             for index, budget in enumerate(planned):
                 run = index + 1
                 if str(index) not in cells:
-                    cells[str(index)] = _cell(agent, envs, budget, int(episodes), seed, index, discount, bar)
+                    cells[str(index)] = _cell(policy, envs, budget, int(episodes), seed, index, discount, bar)
                     if keep is not None:
                         with replacing(keep) as temporary:
                             temporary.write_text(json.dumps({"request": request, "cells": cells}))
@@ -223,12 +229,12 @@ def in_closed_loop(
         costs=tuple(tuple(row["costs"]) for row in rows),
         returns=tuple(row["return"] for row in rows),
         env_id=env_id,
-        planner=plain(agent.config.planner),
+        planner=dict(planner),
         confidence=float(confidence),
         discount=float(discount),
         seed=int(seed),
         greatest_step_cost=max(row["greatest_step_cost"] for row in rows),
-        models=mark,
+        models=fingerprint,
     )
 
 
@@ -240,7 +246,7 @@ def _any_keeps(costs: Sequence[float], budget: float, risks: Sequence[float], co
 
 
 def _cell(
-    agent: TREBIAgent,
+    policy: Policy,
     envs: Any,
     budget: float,
     episodes: int,
@@ -250,11 +256,13 @@ def _cell(
     bar: Any,
 ) -> dict[str, Any]:
     """Run the episodes of one planned budget."""
-    agent.set_random_seed(seed + index)
+    seeder = getattr(policy, "set_random_seed", None)
+    if seeder is not None:
+        seeder(seed + index)
     costs, returns, greatest = np.zeros(episodes), np.zeros(episodes), 0.0
     seeds = [seed + episode for episode in range(episodes)]
     jobs = [Budget(budget, discount)] * episodes
-    for step in rollout(AtRisk(agent, None), envs, budgets=jobs, seed=seeds):
+    for step in rollout(policy, envs, budgets=jobs, seed=seeds):
         bar.update(int(step.active.sum()))
         for row in np.flatnonzero(step.active):
             job = int(step.episode[row])
@@ -296,138 +304,3 @@ def _kept(keep: str | os.PathLike[str] | None, request: dict[str, Any]) -> dict[
         return check_cells(found, len(request["planned"]), request["episodes"])
     except ValueError as error:
         raise CalibrationError(f"{keep} is damaged: {error}; delete it to start anew") from error
-
-
-class Calibrates:
-    """What an agent can be asked about risk; ``TREBIAgent`` derives from it."""
-
-    calibration: AnyCalibration | None = None
-    risk: float | None = None
-    _fingerprint: str | None = None
-
-    def calibrate(
-        self,
-        env_id: str | None = None,
-        *,
-        dataset: EpisodeDataset | str | os.PathLike[str] | None = None,
-        risk: float | Sequence[float] | npt.NDArray[Any] = 0.05,
-        budgets: Sequence[float] | npt.NDArray[Any] | None = None,
-        episodes: int = EPISODES,
-        confidence: float = CONFIDENCE,
-        seed: int = FIRST_SEED,
-        discount: float = 1.0,
-        n_envs: int | None = None,
-        asynchronous: bool = False,
-        progress_bar: bool = True,
-        keep: str | os.PathLike[str] | None = None,
-    ) -> Self:
-        """Find out what each budget must be planned as, so that an episode breaks it with at most the asked risk.
-
-        With an environment, episodes are run under every planned budget: ``agents.calibration.Calibration`` tells what
-        that guarantees, and of what. With a data set of episodes that were not learned from, only the critic's error on
-        those is known, and nothing is guaranteed: ``HeldOutCalibration``. The result is kept in the agent's file, holds
-        for every risk that the episodes support, and serves until the agent learns anew or plans otherwise.
-
-        Args:
-            env_id: of the environment, with ``info["cost"]``.
-            dataset: instead of an environment.
-            risk: the greatest chance of an episode over its budget. The first is ``agent.risk`` from here on.
-            budgets: to plan for; None: 17, from 0 over 1.25 times the data's maximum to no limit, up to the first that no
-                budget up to the maximum lets pass at any of the risks. Budgets above the maximum, and risks that were not
-                asked for, may then be planned for more carefully than they need be.
-            episodes: for each of them.
-            confidence: of the guarantee.
-            seed: of the first episode's environment; evaluate with others.
-            discount: of the budgets.
-            n_envs: environments at once; None: as many as episodes, at most 100 and as memory allows, which is said.
-            asynchronous: run every environment in a process of its own; the result is the same. For heavy environments.
-            progress_bar: show one.
-            keep: a file for what is finished, from which the same call goes on after a crash.
-
-        Raises:
-            CalibrationError: the episodes cannot support the risk, there is nothing to calibrate on, the data were
-                learned from, or a value is out of range or has no use with a data set.
-            ConfigError: ``keep`` cannot be written.
-            DatasetError: the data set does not fit the agent.
-            TrebiError: the environment does not.
-        """
-        agent = _agent(self)
-        risks = asked_risks(risk)
-        if (env_id is None) == (dataset is None):
-            raise CalibrationError("calibrate needs an environment's id or dataset=..., one of them")
-        self._fingerprint = None  # weights may have been changed since they were last looked at
-        if dataset is not None:
-            refuse_given(
-                {
-                    "budgets": (budgets, None),
-                    "episodes": (episodes, EPISODES),
-                    "confidence": (confidence, CONFIDENCE),
-                    "seed": (seed, FIRST_SEED),
-                    "discount": (discount, 1.0),
-                    "n_envs": (n_envs, None),
-                    "asynchronous": (asynchronous, False),
-                    "keep": (keep, None),
-                }
-            )
-            held = dataset if isinstance(dataset, EpisodeDataset) else load_dataset(dataset)
-            self.calibration = on_held_out(agent, held, risks)
-        else:
-            self.calibration = in_closed_loop(
-                agent,
-                str(env_id),
-                risks=risks,
-                budgets=budgets,
-                episodes=episodes,
-                confidence=confidence,
-                seed=seed,
-                discount=discount,
-                n_envs=n_envs,
-                asynchronous=asynchronous,
-                progress_bar=progress_bar,
-                keep=keep,
-            )
-        self.risk = risks[0]
-        return self
-
-    def set_risk(self, risk: float | None) -> Self:
-        """Set the risk that ``predict`` takes where it is told none; None for budgets as the planner keeps them by itself.
-
-        Raises:
-            CalibrationError: the agent is not calibrated, or its calibration cannot support the risk.
-        """
-        if risk is not None:
-            check_calibrated(_agent(self), risk).planned_for(np.zeros(1), risk)
-        self.risk = risk
-        return self
-
-    def weights_mark(self) -> str:
-        """Return the mark of the agent's weights, computed once for each planner that is made."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(_agent(self))
-        return self._fingerprint
-
-    def smallest_budget(self, observation: Any, *, step: int = 0, repeats: int = 4) -> Any:
-        """Return the least that the rest of an episode is predicted to cost from here: () or (E,), undiscounted.
-
-        The least prediction among plans that are made for budget 0. What a whole episode can be held to at a risk is
-        ``calibration.smallest_budget(risk)``.
-
-        Args:
-            observation: (O,) or (E, O).
-            step: steps taken in the episode.
-            repeats: times that candidates are drawn.
-
-        Raises:
-            CalibrationError: fewer than one repeat.
-            ObservationError: it is malformed, or no plan from it has a finite predicted cost.
-        """
-        if not is_whole(repeats) or repeats < 1:
-            raise CalibrationError(f"repeats must be a whole number of at least 1; got {repeats!r}")
-        agent = _agent(self)
-        request = parse_request(observation, Budget(0.0, step=step), agent.ready()[1].observation_size)
-        least = least_budgets(agent, request, repeats)
-        return float(least[0]) if request.single else least
-
-
-def _agent(self: Calibrates) -> TREBIAgent:
-    return cast("TREBIAgent", self)

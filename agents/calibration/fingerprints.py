@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from trebi_gym.datasets import EpisodeDataset
-
-if TYPE_CHECKING:
-    from trebi_gym.agents.agent import TREBIAgent
 
 DIGITS = 12
 """Hexadecimal digits that are kept of an episode's mark: two of a million episodes share one with a chance of 0.2%."""
 
 
-def fingerprint(agent: TREBIAgent) -> str:
-    """Return a mark of the agent's weights (64 hexadecimal digits); it is the same on every device."""
-    from trebi_gym.agents.models import parts_of  # models notes the marks of its data
-
+def fingerprint(models: Iterable[nn.Module]) -> str:
+    """Return a fingerprint of the weights of models, in their order (64 hexadecimal digits); the same on every device."""
     digest = hashlib.sha256()
-    for part in parts_of(agent.config):
-        for name, value in sorted(agent.models[part].state_dict().items()):
+    for model in models:
+        for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -43,8 +39,8 @@ def episode_marks(dataset: EpisodeDataset) -> list[str]:
     return found
 
 
-def count_learned(learned_from: Mapping[str, Any], dataset: EpisodeDataset) -> int | None:
-    """Return how many of the data set's episodes any model learned from; None where the agent's file does not tell.
+def count_learned(learned_from: Mapping[str, Any], dataset: EpisodeDataset) -> int:
+    """Return how many of the data set's episodes any model of an agent learned from.
 
     Args:
         learned_from: what an agent keeps of its data.
@@ -52,6 +48,4 @@ def count_learned(learned_from: Mapping[str, Any], dataset: EpisodeDataset) -> i
     """
     sources = [learned_from, *learned_from.get("parts", {}).values()]
     known = {mark for source in sources for mark in source.get("marks", ())}
-    if not known:
-        return None
     return sum(mark in known for mark in episode_marks(dataset))

@@ -319,3 +319,42 @@ def from_dict(data: Mapping[str, Any]) -> AnyCalibration:
         raise CheckpointError(
             f"the file's calibration cannot be read: {error!r}; take an unchanged copy of the file, or calibrate again"
         ) from error
+
+
+def check_calibrated(
+    calibration: AnyCalibration | None, planner: Mapping[str, Any], fingerprint: str, risk: float
+) -> AnyCalibration:
+    """Return an agent's calibration, if it still holds for how the agent is now.
+
+    Args:
+        calibration: of the agent.
+        planner: its planner's settings, as plain data.
+        fingerprint: of its weights.
+        risk: that is asked for.
+
+    Raises:
+        CalibrationError: it is not calibrated, or its planner was set otherwise since, or its weights are others.
+    """
+    check_share(risk, "risk")
+    if calibration is None:
+        raise CalibrationError(
+            f"risk {risk:g} was asked for, but the agent is not calibrated; call calibrate(env_id) or run trebi calibrate"
+        )
+    then = calibration.planner
+    changed = [
+        f"{name} was {then.get(name)!r}, is {value!r}"
+        for name, value in planner.items()
+        if then.get(name) != value
+    ]
+    if changed:
+        raise CalibrationError(
+            f"the planner was set otherwise when the agent was calibrated: {'; '.join(changed)}; calibrate again, "
+            "or set it back with set_planner"
+        )
+    # files from before weights had fingerprints cannot be checked
+    if calibration.models and calibration.models != fingerprint:
+        raise CalibrationError(
+            f"the agent's weights (mark {fingerprint[:12]}) are others than those that were calibrated (mark "
+            f"{calibration.models[:12]}); calibrate again, or load the file of the calibrated agent"
+        )
+    return calibration

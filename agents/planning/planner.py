@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from trebi_gym.agents.calibration.statistics import AnyCalibration
 from trebi_gym.agents.config import PlannerConfig, TREBIConfig
 from trebi_gym.agents.diffusion.denoising import pin_first_observation
 from trebi_gym.agents.diffusion.guidance import BudgetGuide, Scores, original_values, rank
@@ -21,8 +25,17 @@ from trebi_gym.agents.models import OUTCOME, PARTS, Task
 from trebi_gym.agents.networks import MLPDenoiser, PlanCritic
 from trebi_gym.agents.networks.cuda_graphs import Recordings, computing_in
 from trebi_gym.agents.networks.fast_inference import for_inference, pair
-from trebi_gym.agents.planning.budgets import geometric_sum
+from trebi_gym.agents.planning.budgets import (
+    Request,
+    check_actions,
+    check_scores,
+    geometric_sum,
+    planning_budgets,
+)
+from trebi_gym.agents.planning.state import PlanState, continued, hold_back
+from trebi_gym.agents.spaces import fit_actions
 from trebi_gym.datasets import AffineNormalizer
+from trebi_gym.errors import ObservationError
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ def least_costs(costs: torch.Tensor) -> torch.Tensor:
 
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 
 MAX_ROWS = 16_384
 """Plans that are denoised in one pass by an MLP; more environments are planned for in several passes."""
@@ -343,3 +357,153 @@ def make_planner(
         least_steps_left=1 if config.early_ends > 0 else config.horizon,
         max_rows=MAX_ROWS if isinstance(denoiser, MLPDenoiser) else MAX_CONVOLVED_ROWS,
     )
+
+
+class PlanningPolicy:
+    """Decides: what may be spent, the best plan within it, and that plan's next action.
+
+    Args:
+        planner: that samples and ranks plans.
+        task: what it knows of the data.
+        config: of the agent.
+        action_space: (A,) that actions lie in.
+    """
+
+    def __init__(
+        self, planner: BudgetGuidedPlanner, task: Task, config: TREBIConfig, action_space: gym.spaces.Box
+    ) -> None:
+        self.planner, self.task = planner, task
+        self._config, self._action_space = config, action_space
+        self._has_warned = False
+
+    def decide(
+        self,
+        request: Request,
+        state: PlanState | None,
+        episode_start: Array | None,
+        noise: torch.Generator,
+        *,
+        deterministic: bool = False,
+        calibration: AnyCalibration | None = None,
+        risk: float | None = None,
+    ) -> tuple[Array, PlanState]:
+        """Return actions (E, A), or (A,) for a single observation, and the state for the next decision.
+
+        Args:
+            request: observations and budgets.
+            state: of the last decision.
+            episode_start: (E,) environments that have just been reset.
+            noise: that plans are drawn from.
+            deterministic: whether the noise is the same at every decision, which is not what was calibrated.
+            calibration: of the agent, if a risk is asked for.
+            risk: the chance of an episode over its budget; None leaves the calibration aside.
+
+        Raises:
+            ObservationError: the state is of other environments, or plans are not finite numbers.
+            BudgetError: budgets that cannot be planned for.
+            CalibrationError: the risk is not calibrated for.
+        """
+        length, interval = self.task.episode_length, self._config.planner.control_interval
+        environments = len(request.observations)
+        state = continued(state, episode_start, environments, interval, self.task.action_size)
+        steps_left = request.count_steps_left(length, state.step)
+        self._warn_beyond(request, state.step)
+        steps = np.where(request.steps >= 0, request.steps, length - steps_left)
+        # observations may tell that steps were taken, too
+        begun = np.maximum(steps, length - steps_left) > 0
+        reserve = hold_back(
+            state, request, steps, calibration, risk, begun=begun, deterministic=deterministic
+        )
+        due = state.position >= interval
+        if due.any():
+            limits, thresholds = planning_budgets(
+                request, steps_left, self._config, self.task.budget_factor, reserve
+            )
+            found = self.planner.search(
+                request.observations[due],
+                thresholds[due],
+                steps_left[due],
+                noise,
+                request.discounts[due] != 1.0,
+            )
+            state.actions[due] = check_actions(self.planner.best_actions(found, interval))
+            state.rewards[due], state.costs[due] = self.planner.best_scores(found)
+            state.least[due] = least_costs(found.costs).cpu().numpy()
+            check_scores(state.rewards[due], state.costs[due], state.least[due])
+            with np.errstate(over="ignore"):  # a budget beyond float32 is infinite
+                state.budgets[due], state.limits[due] = thresholds[due], limits[due]
+            state.position[due] = 0
+        actions = state.actions[np.arange(environments), state.position]
+        state.position += 1
+        state.step = (length - steps_left).astype(np.int64) + 1
+        actions = fit_actions(actions, self._action_space)
+        return (actions[0] if request.single else actions), state
+
+    def plan(self, request: Request, noise: torch.Generator) -> Plan:
+        """Return every candidate plan, the best first.
+
+        Raises:
+            ObservationError: plans are not finite numbers.
+            BudgetError: budgets that cannot be planned for.
+        """
+        steps_left = request.count_steps_left(self.task.episode_length, None)
+        self._warn_beyond(request, None)
+        _, thresholds = planning_budgets(request, steps_left, self._config, self.task.budget_factor)
+        found = self.planner.plan(
+            request.observations, thresholds, steps_left, noise, request.discounts != 1.0
+        )
+        lowest = np.where(np.isnan(found.costs), np.inf, found.costs).min(axis=1)
+        check_scores(found.rewards[:, 0], found.costs[:, 0], lowest)
+        return found
+
+    def smallest_budgets(self, request: Request, repeats: int, noise: torch.Generator) -> Floats:
+        """Return the lowest undiscounted cost (E,) that any candidate is predicted to have, planned for at budget 0.
+
+        Raises:
+            ObservationError: no plan has a finite predicted cost.
+        """
+        steps_left = request.count_steps_left(self.task.episode_length, None)
+        nothing = np.zeros(len(steps_left))
+        lowest = np.full(len(steps_left), math.inf)
+        for _ in range(repeats):
+            found = self.planner.search(request.observations, nothing, steps_left, noise)
+            lowest = np.minimum(lowest, least_costs(found.costs).cpu().numpy())
+        if not np.isfinite(lowest).all():
+            raise ObservationError(
+                f"no plan from observation {int(np.flatnonzero(~np.isfinite(lowest))[0])} has a finite predicted cost: it "
+                "lies far outside what was learned from; check its units"
+            )
+        discount = self._config.cost_discount
+        if self._config.planner.budget_rule == "remaining":
+            factor: Any = geometric_sum(discount, steps_left) / steps_left
+        else:
+            factor = 1.0 if discount == 1.0 else self.task.budget_factor
+        return np.asarray(np.maximum(lowest, 0.0) / factor, dtype=np.float64)
+
+    def _warn_beyond(self, request: Request, counted: npt.NDArray[np.int64] | None) -> None:
+        """Warn, once, where an episode is longer than those that were learned from.
+
+        Args:
+            request: which may tell the steps taken, or those left.
+            counted: (E,) steps taken, where the request does not tell; None: not known.
+        """
+        length = self.task.episode_length
+        if self._has_warned:
+            return
+        if request.steps_left is not None:
+            longest = int(request.steps_left.max())
+            if longest <= length:
+                return
+            found = f"an observation tells that {longest} steps are left"
+        else:
+            steps = request.steps if counted is None else np.where(request.steps < 0, counted, request.steps)
+            if steps.max() < length:
+                return
+            found = f"step {int(steps.max())} (the first is 0) is planned like the last one"
+        self._has_warned = True
+        warnings.warn(
+            f"the agent learned from episodes of {length} steps, but {found}: nothing was learned of so long an episode, "
+            f"and its predictions do not hold there; end episodes after {length} steps, or learn from longer ones",
+            UserWarning,
+            stacklevel=5,
+        )

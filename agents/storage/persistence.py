@@ -6,178 +6,202 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import nn
 
-from trebi_gym.agents.calibration import statistics as calibration
+from trebi_gym.agents.agent_state import AgentState, with_data
+from trebi_gym.agents.calibration import statistics
 from trebi_gym.agents.config import TREBIConfig
 from trebi_gym.agents.models import EVERY_PART, Task, make_model, parts_of
-from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
+from trebi_gym.agents.spaces import resolve_seed, spaces_of_dataset
 from trebi_gym.agents.storage import checkpoint
 from trebi_gym.agents.storage.checkpoint import Checkpoint
 from trebi_gym.agents.storage.diffuser import read_published
 from trebi_gym.agents.torch_settings import usual_settings
-from trebi_gym.agents.training.loop import Run
+from trebi_gym.agents.training.loop import SavedRun
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
 from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
 
-if TYPE_CHECKING:
-    from trebi_gym.agents.agent import TREBIAgent
-
-A = TypeVar("A", bound="TREBIAgent")
-
 
 @usual_settings()
-def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
-    """Write the agent; see ``TREBIAgent.save``."""
-    known = parts_of(agent.config)
-    unknown = sorted(set(parts or ()) - set(known))
-    if isinstance(parts, str) or unknown:
-        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {parts!r}")
-    chosen = [part for part in known if part in agent.models and (parts is None or part in parts)]
-    run = agent.run if agent.run is not None and (parts is None or agent.run.part in parts) else None
-    if agent.task is None or (not chosen and run is None):
+def save(
+    state: AgentState, path: str | os.PathLike[str], names: Sequence[str] | None, run: SavedRun | None
+) -> Path:
+    """Write an agent; see ``TREBIAgent.save``.
+
+    Args:
+        state: what the agent knows.
+        path: of the file.
+        names: of the models to write; None: all there are.
+        run: a learning run that has not ended.
+
+    Raises:
+        ConfigError: a name is not one of the configuration's models, or the file cannot be written.
+        NotLearnedError: there is nothing to save yet.
+    """
+    known = parts_of(state.config)
+    unknown = sorted(set(names or ()) - set(known))
+    if isinstance(names, str) or unknown:
+        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {names!r}")
+    chosen = [name for name in known if name in state.models and (names is None or name in names)]
+    if run is not None and names is not None and run.name not in names:
+        run = None
+    if state.task is None or (not chosen and run is None):
         raise NotLearnedError(
             "there is nothing to save: the agent has learned no model yet; call learn(dataset)"
         )
-    assert agent.observation_space is not None
-    assert agent.action_space is not None
-    task = agent.task
+    assert state.observation_space is not None
+    assert state.action_space is not None
+    task = state.task
     description: dict[str, Any] = {
-        "config": agent.config.to_dict(),
-        "seed": agent.seed,
+        "config": state.config.to_dict(),
+        "seed": state.seed,
         "parts": chosen,
-        "learned_from": agent.learned_from,
+        "learned_from": dict(state.learned_from),
         "task": {
             "episode_length": task.episode_length,
             "cost_scale": task.cost_scale,
             "budget_factor": task.budget_factor,
         },
         "spaces": {
-            "observation": str(agent.observation_space.dtype),
-            "action": str(agent.action_space.dtype),
+            "observation": str(state.observation_space.dtype),
+            "action": str(state.action_space.dtype),
         },
         "trebi_gym": version("trebi-gym"),
         "torch": torch.__version__,
     }
-    if agent.calibration is not None and len(chosen) == len(known):
-        description |= {"calibration": agent.calibration.to_dict(), "risk": agent.risk}
+    if state.calibration is not None and len(chosen) == len(known):
+        description |= {"calibration": state.calibration.to_dict(), "risk": state.risk}
     tensors = {
         "observations.center": torch.from_numpy(task.observations.center),
         "observations.scale": torch.from_numpy(task.observations.scale),
         "actions.center": torch.from_numpy(task.actions.center),
         "actions.scale": torch.from_numpy(task.actions.scale),
-        "spaces.observation_low": torch.from_numpy(np.asarray(agent.observation_space.low, np.float64)),
-        "spaces.observation_high": torch.from_numpy(np.asarray(agent.observation_space.high, np.float64)),
-        "spaces.action_low": torch.from_numpy(np.asarray(agent.action_space.low, np.float64)),
-        "spaces.action_high": torch.from_numpy(np.asarray(agent.action_space.high, np.float64)),
+        "spaces.observation_low": torch.from_numpy(np.asarray(state.observation_space.low, np.float64)),
+        "spaces.observation_high": torch.from_numpy(np.asarray(state.observation_space.high, np.float64)),
+        "spaces.action_low": torch.from_numpy(np.asarray(state.action_space.low, np.float64)),
+        "spaces.action_high": torch.from_numpy(np.asarray(state.action_space.high, np.float64)),
     }
-    for part in chosen:
-        tensors |= {f"model.{part}.{name}": value for name, value in agent.models[part].state_dict().items()}
+    for name in chosen:
+        tensors |= {f"model.{name}.{key}": value for key, value in state.models[name].state_dict().items()}
     if run is not None:
-        state = run.fit.state() if run.fit is not None else run.state or {}
-        tensors |= {f"run.{name}": value for name, value in state.items()}
+        tensors |= {f"run.{key}": value for key, value in run.tensors.items()}
         description["run"] = {
-            "parts": list(run.parts),
-            "steps": run.steps,
-            "part": run.part,
-            "num_timesteps": agent.num_timesteps,
+            "parts": list(run.names),
+            "steps": dict(run.steps),
+            "part": run.name,
+            "num_timesteps": run.num_timesteps,
         }
     return checkpoint.write(path, description, tensors)
 
 
 @usual_settings()
-def load(cls: type[A], path: str | os.PathLike[str], env: Any, device: torch.device | str) -> A:
-    """Read an agent; see ``TREBIAgent.load``."""
+def load(path: str | os.PathLike[str], device: torch.device) -> AgentState:
+    """Read an agent; see ``TREBIAgent.load``.
+
+    Raises:
+        CheckpointError: it is not a saved agent, or the files in a folder do not belong together.
+    """
     try:
         files = _files(Path(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    agent: A | None = None
+    state: AgentState | None = None
     for file in files:
         found = checkpoint.read(file)
         try:
-            if agent is None:
-                agent = _shell(cls, found, env, device)
-                first = file
+            if state is None:
+                state, first = _without_models(found), file
             elif _identity(found) != _identity(checkpoint.read(first)):
                 raise CheckpointError(
                     f"{file} and {first} do not belong together: their configuration or normalisers differ; "
                     "train all parts with the same --config, --horizon and --dataset"
                 )
-            _take_models(agent, found)
+            state = replace(state, models={**state.models, **_models(state, found, device)})
             if "calibration" in found.description and len(files) == 1:
-                agent.calibration = calibration.from_dict(found.description["calibration"])
-                agent.risk = _risk(found.description.get("risk"))
+                state = replace(
+                    state,
+                    calibration=statistics.from_dict(found.description["calibration"]),
+                    risk=_risk(found.description.get("risk")),
+                )
         except TrebiError:
             raise
         except (LookupError, AttributeError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{file} does not hold what a saved agent needs: {error}") from error
-    assert agent is not None
-    return agent
+    assert state is not None
+    return state
 
 
 def _risk(value: Any) -> float | None:
-    return None if value is None else calibration.check_share(value, "risk")
+    return None if value is None else statistics.check_share(value, "risk")
 
 
-def resume(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str]) -> None:
-    """Take finished models and the state of the running fit from a file that was saved while learning.
+@usual_settings()
+def load_run(
+    state: AgentState, path: str | os.PathLike[str], names: Sequence[str], device: torch.device
+) -> tuple[dict[str, nn.Module], SavedRun]:
+    """Return the finished models, and the running one's state, from a file that was saved while learning.
+
+    Args:
+        state: of the agent that goes on, with the task of the data that it goes on with.
+        path: of the file.
+        names: of the models that it is to learn.
+        device: of the models.
 
     Raises:
         CheckpointError: it belongs to another configuration or other data, or nothing in it is unfinished.
     """
     found = checkpoint.read(path)
     mine = {
-        "config": agent.config.to_dict(),
-        "learned_from": _unmarked(agent.learned_from),
-        "seed": agent.seed,
+        "config": state.config.to_dict(),
+        "learned_from": dict(state.learned_from),
+        "seed": state.seed,
     }
     theirs = {name: found.description.get(name) for name in mine} | {"config": _config(found).to_dict()}
-    theirs["learned_from"] = _unmarked(theirs["learned_from"])
     mine = json.loads(json.dumps(mine))
     differing = [name for name in mine if mine[name] != theirs[name]]
     if differing:
         raise CheckpointError(
             f"{path} cannot be resumed here: its {', '.join(differing)} differ "
-            f"({', '.join(f'{theirs[name]} there, {mine[name]} here' for name in differing)})"
+            f"({', '.join(f'{_brief(theirs[name])} there, {_brief(mine[name])} here' for name in differing)})"
         )
     run = found.description.get("run")
     if run is None:
         raise CheckpointError(f"{path} holds no unfinished learning run; load it with TREBIAgent.load(path)")
-    if sorted(run["parts"]) != sorted(parts):
+    if sorted(run["parts"]) != sorted(names):
         raise CheckpointError(
-            f"{path} was saved while learning {', '.join(run['parts'])}, not {', '.join(parts)}; "
+            f"{path} was saved while learning {', '.join(run['parts'])}, not {', '.join(names)}; "
             "resume it with the method that it was learned with"
         )
-    assert agent.task is not None
-    for name, normalizer in (("observations", agent.task.observations), ("actions", agent.task.actions)):
+    assert state.task is not None
+    for name, normalizer in (("observations", state.task.observations), ("actions", state.task.actions)):
         stored = found.part(name)
         if not all(
             np.array_equal(stored[key].numpy(), getattr(normalizer, key)) for key in ("center", "scale")
         ):
             raise CheckpointError(f"{path} cannot be resumed here: it was learned from other {name}")
-    agent.models.clear()
-    _take_models(agent, found)
-    agent.models.pop(run["part"], None)  # one that was stopped is in the file as it was then
-    agent.num_timesteps = int(run["num_timesteps"])
-    agent.run = Run(
-        parts=tuple(run["parts"]), steps=dict(run["steps"]), part=run["part"], state=found.part("run")
+    models = _models(state, found, device)
+    models.pop(run["part"], None)  # one that was stopped is in the file as it was then
+    saved = SavedRun(
+        tuple(run["parts"]), dict(run["steps"]), run["part"], int(run["num_timesteps"]), found.part("run")
     )
+    return models, saved
 
 
-def _unmarked(value: Any) -> Any:
-    """Return what an agent keeps of its data without the marks of single episodes: files from before have none."""
+def _brief(value: Any) -> Any:
+    """Return a value without its longest part, the fingerprints of single episodes."""
     if not isinstance(value, Mapping):
         return value
-    return {key: _unmarked(item) for key, item in value.items() if key != "marks"}
+    return {key: _brief(item) for key, item in value.items() if key != "marks"}
 
 
 def _files(path: Path) -> list[Path]:
@@ -206,33 +230,31 @@ def _config(found: Checkpoint) -> TREBIConfig:
     return TREBIConfig.from_dict(found.description["config"])
 
 
-def _shell(cls: type[A], found: Checkpoint, env: Any, device: torch.device | str) -> A:
+def _without_models(found: Checkpoint) -> AgentState:
+    """Return what a file says of an agent, but for its models and its calibration."""
     description = found.description
     spaces = (_box(found, "observation", "float64"), _box(found, "action", "float32"))
-    if env is not None:
-        asked, found_there = ([box.shape for box in boxes] for boxes in (spaces, agent_spaces(env)))
-        if asked != found_there:
-            raise CheckpointError(
-                f"the agent's observations and actions have shapes {asked}, the environment's {found_there}"
-            )
-    agent = cls(spaces, _config(found), device=device, seed=description["seed"])
-    if env is not None:
-        agent._env = env
-    task = description["task"]
-    agent.task = Task(
+    kept = description["task"]
+    task = Task(
         observations=_normalizer(found, "observations"),
         actions=_normalizer(found, "actions"),
-        episode_length=task["episode_length"],
-        cost_scale=float(task["cost_scale"]),
-        budget_factor=float(task["budget_factor"]),
+        episode_length=kept["episode_length"],
+        cost_scale=float(kept["cost_scale"]),
+        budget_factor=float(kept["budget_factor"]),
     )
-    sizes = (agent.task.observation_size,), (agent.task.action_size,)
+    sizes = (task.observation_size,), (task.action_size,)
     if sizes != tuple(box.shape for box in spaces):
         raise CheckpointError(
             f"the file's spaces have shapes {[box.shape for box in spaces]}, its normalisers {list(sizes)}"
         )
-    agent.learned_from = _learned_from(description["learned_from"])
-    return agent
+    return AgentState(
+        config=_config(found),
+        seed=resolve_seed(description["seed"]),
+        observation_space=spaces[0],
+        action_space=spaces[1],
+        task=task,
+        learned_from=_learned_from(description["learned_from"]),
+    )
 
 
 def _box(found: Checkpoint, name: str, dtype: str) -> gym.spaces.Box:
@@ -294,18 +316,21 @@ def _learned_from(found: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def _take_models(agent: TREBIAgent, found: Checkpoint) -> None:
-    assert agent.task is not None
-    for part in found.description["parts"]:
-        if part not in parts_of(agent.config):
+def _models(state: AgentState, found: Checkpoint, device: torch.device) -> dict[str, nn.Module]:
+    """Return the models in a file."""
+    assert state.task is not None
+    models = {}
+    for name in found.description["parts"]:
+        if name not in parts_of(state.config):
             raise CheckpointError(
-                f"unknown part {part!r}; an agent of this configuration has {', '.join(parts_of(agent.config))}"
+                f"unknown part {name!r}; an agent of this configuration has {', '.join(parts_of(state.config))}"
             )
-        model = _filled(part, agent.config, agent.task, found.part(f"model.{part}"), "the file")
-        agent.models[part] = model.to(agent.device)
+        weights = found.part(f"model.{name}")
+        models[name] = filled(name, state.config, state.task, weights, "the file").to(device)
+    return models
 
 
-def _filled(
+def filled(
     part: str, config: TREBIConfig, task: Task, weights: Mapping[str, torch.Tensor], place: Path | str
 ) -> torch.nn.Module:
     """Return a model with these weights.
@@ -345,9 +370,13 @@ def _filled(
 
 @usual_settings()
 def from_diffuser(
-    cls: type[A], folder: Path, dataset: EpisodeDataset, options: dict[str, Any], **agent: Any
-) -> A:
-    """Make an agent of published Diffuser models; see ``TREBIAgent.from_diffuser``."""
+    folder: Path, dataset: EpisodeDataset, options: Mapping[str, Any], *, seed: int, device: torch.device
+) -> AgentState:
+    """Return what an agent of published Diffuser models knows; see ``TREBIAgent.from_diffuser``.
+
+    Raises:
+        CheckpointError: the folder is not what is published, or does not fit the data.
+    """
     try:
         found = read_published(folder, **options)
     except OSError as error:
@@ -365,10 +394,11 @@ def from_diffuser(
         raise CheckpointError(
             f"{folder} was learned from {task}, but the data set is {named}; name the one that it was learned from"
         )
-    made = cls(spaces_of_dataset(dataset), found.config, **agent)
-    made.take_up(dataset)
-    made.learned_from["imported"] = found.source
-    assert made.task is not None
-    for part, weights in found.weights.items():
-        made.models[part] = _filled(part, made.config, made.task, weights, folder).to(made.device)
-    return made
+    spaces = spaces_of_dataset(dataset)
+    state = with_data(AgentState(found.config, seed, spaces[0], spaces[1]), dataset)
+    assert state.task is not None
+    models = {
+        name: filled(name, state.config, state.task, weights, folder).to(device)
+        for name, weights in found.weights.items()
+    }
+    return replace(state, models=models, learned_from={**state.learned_from, "imported": found.source})

@@ -1,11 +1,11 @@
-"""Fitting the models one after the other, with Stable-Baselines3's callbacks, a log and a progress bar."""
+"""Learning the models of an agent one after the other: shared steps, a run that can be saved, callbacks and the log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,33 +16,157 @@ from stable_baselines3.common.callbacks import (
     EvalCallback,
     StopTrainingOnMaxEpisodes,
 )
-from tqdm import tqdm
+from stable_baselines3.common.logger import Logger
+from torch import nn
 
 from trebi_gym.agents.config import TrainingConfig, TREBIConfig
-from trebi_gym.agents.models import OUTCOME, PARTS, check_horizon, make_model, make_windows
+from trebi_gym.agents.models import OUTCOME, PARTS, Task, check_horizon, make_model, make_windows
 from trebi_gym.agents.training.losses import make_loss
 from trebi_gym.agents.training.trainer import Fit, FitMetrics
 from trebi_gym.checks import is_whole
 from trebi_gym.datasets import EpisodeDataset
 from trebi_gym.errors import ConfigError, DatasetError
 
-if TYPE_CHECKING:
-    from trebi_gym.agents.agent import TREBIAgent
-
 MaybeCallback = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
 
 
-@dataclass
-class Run:
-    """A ``learn`` that has not ended yet: what must be known to go on with it."""
+@dataclass(frozen=True)
+class SavedRun:
+    """A learning run that has not ended, as it is kept in an agent's file."""
 
-    parts: tuple[str, ...]  # that it is to fit
-    steps: dict[str, int]  # optimiser steps of each
-    part: str  # being fitted
-    fit: Fit | None = None  # None right after loading, until learning goes on
-    state: dict[str, torch.Tensor] | None = None  # of the fit, as loaded
-    metrics: FitMetrics | None = None  # of the last optimiser step
-    speed: float = 0.0  # optimiser steps a second
+    names: tuple[str, ...]
+    """The models that it learns."""
+    steps: Mapping[str, int]
+    """Optimiser steps of each."""
+    name: str
+    """The model that is being learned."""
+    num_timesteps: int
+    """Optimiser steps that were taken, of all models together."""
+    tensors: Mapping[str, torch.Tensor]
+    """The trainer's state."""
+
+
+class LearningRun:
+    """Learns an agent's models, one after the other; iterating takes one optimiser step at a time.
+
+    Each model has its own random streams, so that a model that is learned alone has the same weights as one that is
+    learned with the others.
+
+    Args:
+        names: of the models, in the order in which they are learned.
+        steps: optimiser steps of each.
+        config: of the agent.
+        task: what the models must know of the data.
+        dataset: the episodes.
+        seed: of weights and batches.
+        device: of the models.
+        finished: models of these names that are learned already.
+        saved: the run to go on with, whose model ``name`` was being learned; None begins anew.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        steps: Mapping[str, int],
+        config: TREBIConfig,
+        task: Task,
+        dataset: EpisodeDataset,
+        *,
+        seed: int,
+        device: torch.device,
+        finished: Mapping[str, nn.Module] | None = None,
+        saved: SavedRun | None = None,
+    ) -> None:
+        self.names, self.steps = tuple(names), dict(steps)
+        self.models: dict[str, nn.Module] = dict(finished or {})
+        self.num_timesteps = 0 if saved is None else saved.num_timesteps
+        self.name: str | None = None if saved is None else saved.name
+        self.metrics: FitMetrics | None = None
+        self.steps_per_second = 0.0
+        self._config, self._task, self._dataset = config, task, dataset
+        self._seed, self._device, self._saved = seed, device, saved
+        self._trainer: Fit | None = None
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of all models together."""
+        return sum(self.steps[name] for name in self.names)
+
+    def __iter__(self) -> Iterator[FitMetrics]:
+        """Take optimiser steps until all models are learned; ``models`` holds the finished ones.
+
+        Where iterating is broken off, ``models`` also holds the one that was being learned, as it was then.
+
+        Raises:
+            DatasetError: the loss is no longer finite; found out wherever ``check_loss`` is called.
+        """
+        windows = None
+        for name in self.names:
+            if name in self.models:
+                continue
+            if windows is None or name == OUTCOME:  # whose sums are others
+                windows = make_windows(self._dataset, self._config, self._task, self._device, name)
+            seed = _stream(self._seed, name)
+            model = make_model(name, self._config, self._task, seed).to(self._device)
+            loss = make_loss(name, self._config, self._task, windows)
+            prepare = getattr(loss, "prepare", None)
+            if prepare is not None:
+                prepare(model)
+            generator = torch.Generator(device=self._device).manual_seed(seed)
+            trainer = Fit(model, loss, self._config.training_of(name), generator)
+            if self._saved is not None and self._saved.name == name and self._saved.tensors:
+                trainer.restore(self._saved.tensors)
+            self.name, self._trainer = name, trainer
+            before = sum(self.steps[other] for other in self.names[: self.names.index(name)])
+            started, first = time.monotonic(), trainer.step
+            try:
+                for metrics in trainer.run(self.steps[name]):
+                    self.num_timesteps = before + metrics.step
+                    self.metrics = metrics
+                    self.steps_per_second = (metrics.step - first) / max(time.monotonic() - started, 1e-9)
+                    yield metrics
+            finally:
+                self.models[name] = trainer.averaged
+
+    def is_last_of_model(self) -> bool:
+        """Return whether the last optimiser step was the last one of its model."""
+        return (
+            self.metrics is not None and self.name is not None and self.metrics.step == self.steps[self.name]
+        )
+
+    def check_loss(self) -> float:
+        """Return the last step's loss.
+
+        Raises:
+            DatasetError: it is not finite.
+        """
+        assert self.metrics is not None
+        assert self.name is not None
+        loss = float(self.metrics.loss.item())
+        if not np.isfinite(loss):
+            raise DatasetError(
+                f"learning {self.name} failed: its loss is {loss} at step {self.metrics.step}; the data hold numbers that "
+                f"are too large, or the learning rate of {self._config.training_of(self.name).learning_rate} is"
+            )
+        return loss
+
+    def record(self, logger: Logger) -> None:
+        """Record what the last optimiser step measured."""
+        if self.metrics is None:
+            return
+        logger.record(f"{self.name}/loss", self.metrics.loss.item())
+        for name, value in self.metrics.extra.items():
+            logger.record(f"{self.name}/{name}", value.item())
+        logger.record(f"{self.name}/step", self.metrics.step)
+        logger.record("time/steps_per_second", self.steps_per_second)
+
+    def save(self) -> SavedRun:
+        """Return what is needed to go on with the run later."""
+        tensors = (
+            self._trainer.state() if self._trainer is not None else self._saved.tensors if self._saved else {}
+        )
+        assert self.name is not None
+        return SavedRun(self.names, self.steps, self.name, self.num_timesteps, tensors)
 
 
 class LearningEnv:
@@ -64,7 +188,7 @@ class LearningEnv:
 
 def check_request(
     config: TREBIConfig,
-    parts: Sequence[str],
+    names: Sequence[str],
     dataset: EpisodeDataset,
     total_steps: int | None,
     callback: MaybeCallback,
@@ -78,168 +202,41 @@ def check_request(
     """
     if log_interval is not None and (not is_whole(log_interval) or log_interval < 1):
         raise ConfigError(f"log_interval must be at least 1, or None; got {log_interval!r}")
-    share_steps({part: config.training_of(part) for part in parts}, total_steps)
+    share_steps({name: config.training_of(name) for name in names}, total_steps)
     check_horizon(dataset, config)
-    for item in _all_callbacks(_hooks(callback)):
+    for item in _all_callbacks(one_callback(callback)):
         for kind, reason in _IMPOSSIBLE.items():
             if isinstance(item, kind):
                 raise ConfigError(f"{type(item).__name__} cannot be used while learning: {reason}")
 
 
-def run_parts(
-    agent: TREBIAgent,
-    parts: Sequence[str],
-    dataset: EpisodeDataset,
-    total_steps: int | None,
-    callback: MaybeCallback,
-    log_interval: int | None,
-    progress_bar: bool,
-) -> None:
-    """Fit ``parts`` in turn, and put each into ``agent.models`` when it is done; goes on with ``agent.run``.
-
-    Raises:
-        ConfigError: ``total_steps`` is not what the resumed run began with.
-        DatasetError: the loss is no longer finite.
-    """
-    assert agent.task is not None
-    configs = {part: agent.config.training_of(part) for part in parts}
-    steps = agent.run.steps if agent.run else share_steps(configs, total_steps)
-    if agent.run and total_steps is not None and sum(steps.values()) != total_steps:
-        raise ConfigError(
-            f"the run to resume was begun with {sum(steps.values())} steps, not {total_steps}; leave total_steps away"
-        )
-    total = sum(steps[part] for part in parts)
-    agent.learning_env = LearningEnv(agent.get_env())
-    try:
-        hooks = _hooks(callback)
-        hooks.init_callback(agent)  # type: ignore[arg-type]
-        hooks.on_training_start({"self": agent, "dataset": dataset, "total_timesteps": total}, {})
-        _fit_parts(agent, parts, dataset, steps, configs, hooks, log_interval, progress_bar)
-        hooks.on_training_end()
-    finally:
-        agent.learning_env = None
-
-
-def _fit_parts(
-    agent: TREBIAgent,
-    parts: Sequence[str],
-    dataset: EpisodeDataset,
-    steps: dict[str, int],
-    configs: dict[str, TrainingConfig],
-    hooks: BaseCallback,
-    log_interval: int | None,
-    progress_bar: bool,
-) -> None:
-    """Fit those of ``parts`` that are not there yet, until all are, or a callback ends learning."""
-    assert agent.task is not None
-    total, windows = sum(steps[part] for part in parts), None
-    with tqdm(total=total, initial=agent.num_timesteps, disable=not progress_bar, unit="step") as bar:
-        for part in parts:
-            if part in agent.models:
-                continue
-            bar.set_description(part)
-            if windows is None or part == OUTCOME:  # whose sums are others
-                windows = make_windows(dataset, agent.config, agent.task, agent.device, part)
-            if not _fit_part(
-                agent, part, tuple(parts), steps, configs[part], windows, hooks, log_interval, bar
-            ):
-                break
-        else:
-            agent.run = None
-
-
-def _fit_part(
-    agent: TREBIAgent,
-    part: str,
-    parts: tuple[str, ...],
-    steps: dict[str, int],
-    config: TrainingConfig,
-    windows: Any,
-    hooks: BaseCallback,
-    log_interval: int | None,
-    bar: Any,
-) -> bool:
-    """Fit one model; returns whether learning goes on."""
-    assert agent.task is not None
-    # each model has its own streams, so that learning one alone gives the same weights as learning all
-    seed = _stream(agent.seed, part)
-    model = make_model(part, agent.config, agent.task, seed).to(agent.device)
-    generator = torch.Generator(device=agent.device).manual_seed(seed)
-    loss = make_loss(part, agent.config, agent.task, windows)
-    prepare = getattr(loss, "prepare", None)
-    if prepare is not None:
-        prepare(model)
-    fit = Fit(model, loss, config, generator)
-    if agent.run is not None and agent.run.part == part and agent.run.state is not None:
-        fit.restore(agent.run.state)
-    run = agent.run = Run(parts=parts, steps=steps, part=part, fit=fit)
-    before = sum(steps[other] for other in parts[: parts.index(part)])
-    started, first = time.monotonic(), fit.step
-    going = True
-    for metrics in fit.run(steps[part]):
-        agent.num_timesteps = before + metrics.step
-        bar.update()
-        run.metrics, run.speed = metrics, (metrics.step - first) / max(time.monotonic() - started, 1e-9)
-        last = metrics.step == steps[part]
-        if last or (log_interval is not None and metrics.step % log_interval == 0):
-            if not bool(metrics.loss.isfinite()):
-                raise DatasetError(
-                    f"learning {part} failed: its loss is {metrics.loss.item()} at step {metrics.step}; the data hold "
-                    f"numbers that are too large, or the learning rate of {config.learning_rate} is"
-                )
-            if log_interval is not None:
-                write_log(agent)
-            bar.set_postfix(loss=f"{metrics.loss.item():.4g}", refresh=False)
-        going = hooks.on_step()
-        if not going:
-            break
-    agent.models[part] = fit.averaged
-    return going
-
-
-def _stream(seed: int, part: str) -> int:
-    """Return the seed of one model's weights and batches."""
-    if part in PARTS:
-        return seed * len(PARTS) + PARTS.index(part)
-    return int(np.random.SeedSequence([seed, len(PARTS)]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def write_log(agent: TREBIAgent) -> None:
-    """Record what the last optimiser step measured, and write the log."""
-    run = agent.run
-    if run is not None and run.metrics is not None:
-        agent.logger.record(f"{run.part}/loss", run.metrics.loss.item())
-        for name, value in run.metrics.extra.items():
-            agent.logger.record(f"{run.part}/{name}", value.item())
-        agent.logger.record(f"{run.part}/step", run.metrics.step)
-        agent.logger.record("time/steps_per_second", run.speed)
-    agent.logger.dump(agent.num_timesteps)
-
-
-def share_steps(configs: dict[str, TrainingConfig], total_steps: int | None) -> dict[str, int]:
+def share_steps(configs: Mapping[str, TrainingConfig], total_steps: int | None) -> dict[str, int]:
     """Return the optimiser steps of each model: ``total_steps`` in all, in the proportion of the configuration's.
 
-    Whole parts first, at least one each; what is missing goes to those with the largest remainder, the earlier first, and
-    what is too much, because every model takes one, is taken from those with the most steps.
+    Whole numbers first, at least one each; what is missing goes to those with the largest remainder, the earlier first,
+    and what is too much, because every model takes one, is taken from those with the most steps.
+
+    Raises:
+        ConfigError: ``total_steps`` is less than one for each model.
     """
     if total_steps is None:
-        return {part: config.steps for part, config in configs.items()}
+        return {name: config.steps for name, config in configs.items()}
     if not is_whole(total_steps) or total_steps < len(configs):
         raise ConfigError(
             f"total_steps must be a whole number of at least {len(configs)}, one for each model; got {total_steps!r}"
         )
     total, whole = int(total_steps), sum(config.steps for config in configs.values())
     # exact: in units of 1 / whole
-    due = {part: total * config.steps for part, config in configs.items()}
-    steps = {part: max(1, share // whole) for part, share in due.items()}
+    due = {name: total * config.steps for name, config in configs.items()}
+    steps = {name: max(1, share // whole) for name, share in due.items()}
     while sum(steps.values()) < total:
-        steps[max(steps, key=lambda part: due[part] - steps[part] * whole)] += 1
+        steps[max(steps, key=lambda name: due[name] - steps[name] * whole)] += 1
     while sum(steps.values()) > total:
-        steps[max(steps, key=lambda part: steps[part])] -= 1
+        steps[max(steps, key=lambda name: steps[name])] -= 1
     return steps
 
 
-def _hooks(callback: MaybeCallback) -> BaseCallback:
+def one_callback(callback: MaybeCallback) -> BaseCallback:
     """Return what is given as one callback.
 
     Raises:
@@ -260,7 +257,7 @@ def _hooks(callback: MaybeCallback) -> BaseCallback:
 
 _IMPOSSIBLE: dict[type[BaseCallback], str] = {
     EvalCallback: "the agent acts once all its models are learned, not before; evaluate it after learn, for example by "
-    "trebi_gym.evaluation.evaluate.evaluate_budgets(agent, env_id, budgets=[...])",
+    "trebi_gym.evaluate_budgets(agent, env_id, budgets=[...])",
     StopTrainingOnMaxEpisodes: "learning from logged episodes ends none; give learn total_steps",
 }
 """Callbacks of Stable-Baselines3 that need what is not there while learning, and what to do instead."""
@@ -273,3 +270,10 @@ def _all_callbacks(hooks: BaseCallback) -> Iterator[BaseCallback]:
     for item in inner:
         if isinstance(item, BaseCallback):
             yield from _all_callbacks(item)
+
+
+def _stream(seed: int, name: str) -> int:
+    """Return the seed of one model's weights and batches."""
+    if name in PARTS:
+        return seed * len(PARTS) + PARTS.index(name)
+    return int(np.random.SeedSequence([seed, len(PARTS)]).generate_state(1, np.uint64)[0] >> 1)

@@ -38,10 +38,9 @@ from scripts.results.plan import (
 )
 from trebi_gym.agents import TREBIAgent
 from trebi_gym.agents.baselines.cloning import TRAINING, BudgetCloning, within_budget
-from trebi_gym.agents.calibration.closed_loop import fingerprint
 from trebi_gym.agents.calibration.statistics import AnyCalibration
 from trebi_gym.agents.config import TREBIConfig
-from trebi_gym.agents.planning.policies import AtRisk, OriginalAccounting, check_calibrated
+from trebi_gym.agents.planning.policies import OriginalAccounting
 from trebi_gym.agents.serializable import plain
 from trebi_gym.commands.common import learn_with_checkpoints, partial_file
 from trebi_gym.commands.generate import generate
@@ -92,7 +91,7 @@ def load_agent(path: Path, expected: Expected, device: str) -> tuple[TREBIAgent,
         "episodes in its data": (agent.learned_from.get("episodes"), expected.episodes),
         "steps in its data": (agent.learned_from.get("steps"), expected.steps),
     }
-    mark = fingerprint(agent)
+    mark = agent.fingerprint()
     if expected.calibration is not None:
         found = [getattr(agent.calibration, name, None) for name in ("env_id", "episodes")]
         names = ("environment of its calibration", "episodes of its calibration")
@@ -111,8 +110,8 @@ def load_agent(path: Path, expected: Expected, device: str) -> tuple[TREBIAgent,
 
 def counted_as_original(agent: TREBIAgent) -> Policy:
     """Return an agent of the paper's as a policy whose undiscounted budgets are counted as the original does."""
-    _, task = agent.ready()
-    return OriginalAccounting(AtRisk(agent, None), task.budget_factor, agent.config.cost_discount)
+    assert agent.task is not None
+    return OriginalAccounting(agent.with_risk(None), agent.task.budget_factor, agent.config.cost_discount)
 
 
 def _compared(found: dict[str, Any], asked: dict[str, Any]) -> tuple[Any, Any]:
@@ -305,15 +304,15 @@ class Work:
             def calibrated(agent: TREBIAgent = agent, target: Path = target) -> dict[str, Any]:
                 keep = target.with_name(f"{target.stem}.calibration.json")
                 resumed = keep.is_file()
-                agent.calibrate(
+                copied = agent.with_risk(None)  # what was learned stays as it was
+                copied.calibrate(
                     self.task.env_id,
                     risk=RISKS,
                     budgets=planned,
                     episodes=self.asked.calibration_episodes,
                     keep=keep,
                 )
-                agent.save(target)
-                agent.calibration, agent.risk = None, None  # what was learned stays as it was
+                copied.save(target)
                 keep.unlink(missing_ok=True)
                 return {"resumed": resumed}
 
@@ -348,7 +347,7 @@ class Work:
         agent, mark = self.agent(method.kind, seed, method.risk is not None)
         calibration = None
         if method.risk is not None:
-            calibration = digest(json.dumps(check_calibrated(agent, method.risk).to_dict()).encode())
+            calibration = digest(json.dumps(agent.calibration_for(method.risk).to_dict()).encode())
         request |= {"risk": method.risk, "models": mark, "calibration": calibration}
         accounting = {} if method.kind == "default" else {"accounting": "original"}
         return request | {"config": agent.config.to_dict()} | accounting
@@ -362,7 +361,7 @@ class Work:
         if method.kind == "data":
             return found | {"evaluation": as_plain(best_episode(self.dataset, budget))}
         if method.risk is not None:
-            calibration = check_calibrated(self.agent("default", seed, True)[0], method.risk)
+            calibration = self.agent("default", seed, True)[0].calibration_for(method.risk)
             try:
                 told = plans_for(calibration, budget, method.risk)
             except CalibrationError as error:
@@ -409,7 +408,7 @@ class Work:
             cloning = BudgetCloning(budget, seed=seed, device=self.asked.device, training=training)
             return cloning.learn(self.dataset)
         agent, _ = self.agent(method.kind, seed, method.risk is not None)
-        return AtRisk(agent, method.risk) if method.kind == "default" else counted_as_original(agent)
+        return agent.with_risk(method.risk) if method.kind == "default" else counted_as_original(agent)
 
     def time(self) -> None:
         """Time decisions, with one environment and one thread."""

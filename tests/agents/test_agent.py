@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from changed import changed
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from toy_envs import register_toy_envs
@@ -66,7 +67,7 @@ def test_actions_outside_the_action_space_are_clipped_into_it(shipped_dataset, t
     small = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
     agent = TREBIAgent((gym.spaces.Box(-np.inf, np.inf, (3,)), small), tiny_config, device="cpu", seed=0)
     agent.learn(shipped_dataset, 6, progress_bar=False)
-    agent.action_space = gym.spaces.Box(0.25, 0.3, (1,), np.float32)
+    agent = changed(agent, action_space=gym.spaces.Box(0.25, 0.3, (1,), np.float32))
     actions, _ = agent.predict(np.repeat(MANY, 5, axis=0), budget=20.0)
     assert ((actions >= np.float32(0.25)) & (actions <= np.float32(0.3))).all()
 
@@ -111,7 +112,7 @@ def test_an_observation_that_does_not_fit_is_refused(tiny_agent, observation):
 
 @pytest.mark.parametrize("part", ["diffusion", "reward_critic", "cost_critic"])
 def test_a_model_that_is_missing_names_the_method_and_the_script_that_make_it(agent, part):
-    del agent.models[part]
+    agent = changed(agent, models={name: model for name, model in agent.models.items() if name != part})
     with pytest.raises(NotLearnedError, match=rf"{part}: learn_{part}\(\) or scripts/train"):
         agent.predict(ONE, budget=5.0)
 

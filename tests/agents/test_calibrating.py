@@ -90,7 +90,7 @@ def test_an_episode_is_known_again_whatever_its_name_place_and_cost(shipped_data
         observations=shipped_dataset.observations.astype("f8"),
     )
     assert episode_marks(again.select([5, 3])) == [marks[5], marks[3]]
-    assert count_learned({}, again) is None
+    assert count_learned({}, again) == 0
     assert count_learned({"marks": marks[:7]}, again) == 7
     assert count_learned({"marks": ["0" * 12]}, again) == 0
 

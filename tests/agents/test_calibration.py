@@ -9,13 +9,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from changed import changed
 from scipy import stats
 
 from trebi_gym.agents import Calibration, HeldOutCalibration, TREBIAgent
 from trebi_gym.agents.calibration.fingerprints import episode_marks, fingerprint
 from trebi_gym.agents.calibration.statistics import allowed_failures, from_dict, needed_episodes
 from trebi_gym.agents.planning.budgets import parse_request
-from trebi_gym.agents.planning.policies import AtRisk
 from trebi_gym.agents.planning.state import continued, fresh, hold_back
 from trebi_gym.budget import Budget
 from trebi_gym.datasets import EpisodeDataset
@@ -287,7 +287,7 @@ def test_a_budget_in_whose_rounding_costs_are_lost_is_refused_at_a_risk(calibrat
 
 def test_calibrated_decisions_are_those_for_the_planned_budget(calibrated, shipped_dataset, tmp_path):
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
-    agent.calibration = calibration(planner=agent.calibration.planner)
+    agent = changed(agent, calibration=calibration(planner=agent.calibration.planner))
     observation = shipped_dataset.observations[0]
     agent.set_random_seed(0)
     action, state = agent.predict(observation, budget=Budget(25.0))
@@ -321,27 +321,27 @@ def test_other_weights_than_those_calibrated_are_refused(calibrated, shipped_dat
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
     observation = shipped_dataset.observations[0]
     agent.predict(observation, budget=5.0)
-    assert agent.calibration.models == fingerprint(agent)
+    assert agent.calibration.models == agent.fingerprint()
     with torch.no_grad():
         next(agent.models["cost_critic"].parameters()).add_(0.01)
-    changed = TREBIAgent.load(agent.save(tmp_path / "b"))
-    for ask in (lambda: changed.predict(observation, budget=5.0), lambda: changed.set_risk(0.3)):
+    other = TREBIAgent.load(agent.save(tmp_path / "b"))
+    for ask in (lambda: other.predict(observation, budget=5.0), lambda: other.set_risk(0.3)):
         with pytest.raises(CalibrationError, match=r"weights .* are others than those .*; calibrate again"):
             ask()
-    changed.set_risk(None).predict(observation, budget=5.0)
+    other.set_risk(None).predict(observation, budget=5.0)
     before = from_dict({key: value for key, value in agent.calibration.to_dict().items() if key != "models"})
     assert before.models == ""
-    changed.calibration = before  # of a file from before the mark was kept: not checked
-    changed.predict(observation, budget=5.0, risk=0.3)
+    # of a file from before the fingerprint was kept: not checked
+    changed(other, calibration=before).predict(observation, budget=5.0, risk=0.3)
 
 
 def test_weights_are_looked_at_once_for_a_planner_and_anew_for_a_calibration(
     calibrated, shipped_dataset, tmp_path, monkeypatch
 ):
-    from trebi_gym.agents.calibration import closed_loop as calibrating
+    from trebi_gym.agents import agent as module
 
     looked = []
-    monkeypatch.setattr(calibrating, "fingerprint", lambda agent: looked.append(1) or fingerprint(agent))
+    monkeypatch.setattr(module, "fingerprint", lambda models: looked.append(1) or fingerprint(models))
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
     for _ in range(3):
         agent.predict(shipped_dataset.observations[0], budget=5.0)
@@ -350,15 +350,14 @@ def test_weights_are_looked_at_once_for_a_planner_and_anew_for_a_calibration(
         next(agent.models["cost_critic"].parameters()).add_(0.01)
     agent.calibrate(ENV, risk=0.2, budgets=[0], episodes=14, progress_bar=False)
     assert len(looked) == 2
-    assert agent.calibration.models == fingerprint(agent) != calibrated.calibration.models
+    assert agent.calibration.models == agent.fingerprint() != calibrated.calibration.models
 
 
 def test_what_is_overspent_is_planned_for_as_it_is(calibrated, shipped_dataset, tmp_path):
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
     # far more is planned for than the budget, since episodes cost less than they are allowed to
-    agent.calibration = Calibration(
-        (0.0, 50.0), ((0.0,) * 14, (1.0,) * 14), (0.0, 0.0), ENV, agent.calibration.planner
-    )
+    found = Calibration((0.0, 50.0), ((0.0,) * 14, (1.0,) * 14), (0.0, 0.0), ENV, agent.calibration.planner)
+    agent = changed(agent, calibration=found)
     observation = shipped_dataset.observations[0]
     for spent, sign in ((4.0, 1), (6.0, -1)):
         _, state = agent.predict(observation, budget=Budget(5.0, spent=spent, step=3))
@@ -462,7 +461,7 @@ def test_an_agent_calibrated_for_discounted_budgets_is_evaluated_while_environme
     calibrated, tmp_path
 ):
     agent = TREBIAgent.load(calibrated.save(tmp_path / "a"))
-    agent.calibration = calibration(planner=agent.calibration.planner, discount=0.9)
+    agent = changed(agent, calibration=calibration(planner=agent.calibration.planner, discount=0.9))
     with contextlib.closing(make_envs(ENV, 3)) as envs:
         steps = list(rollout(agent.set_risk(0.05), envs, budgets=[Budget(25.0, 0.9)] * 2, seed=5))
     assert {int(step.active.sum()) for step in steps} == {2}
@@ -514,4 +513,4 @@ def test_evaluating_on_the_episodes_of_the_calibration_warns(calibrated):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate_budgets(calibrated, ENV, seed=5, **asked)
-        evaluate_budgets(AtRisk(calibrated, None), ENV, seed=calibrated.calibration.seed, **asked)
+        evaluate_budgets(calibrated.with_risk(None), ENV, seed=calibrated.calibration.seed, **asked)

@@ -144,16 +144,13 @@ def test_what_was_stopped_is_saved_and_loaded_as_it_was(shipped_dataset, tiny_co
     assert_same_weights(TREBIAgent.load(stopped.save(tmp_path / "a"), device="cpu"), stopped)
 
 
-def test_a_run_from_before_episodes_were_marked_is_resumed_and_a_refusal_lists_no_marks(
+def test_a_run_of_other_episodes_is_refused_without_a_list_of_all_their_fingerprints(
     shipped_dataset, tiny_config, tmp_path
 ):
     stopped = make_agent(tiny_config).learn(shipped_dataset, callback=stop_at(70), progress_bar=False)
     marks = stopped.learned_from["marks"]
     assert marks == episode_marks(shipped_dataset)
-    del stopped.learned_from["marks"]
     path = stopped.save(tmp_path / "run")
-    resumed = make_agent(tiny_config).learn(shipped_dataset, progress_bar=False, resume_from=path)
-    assert resumed.learned_from["marks"] == marks
     with pytest.raises(CheckpointError, match="its learned_from differ") as refused:
         make_agent(tiny_config).learn(shipped_dataset.select(range(50)), progress_bar=False, resume_from=path)
     assert marks[0] not in str(refused.value)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from changed import changed
 from toy_envs import register_toy_envs
 
 from trebi_gym.agents import TREBIAgent
@@ -50,7 +51,7 @@ def test_the_constant_rule_counts_as_the_original_does(agent):
 
 
 def test_locomotion_is_scored_discounted_against_the_discounted_maximum(agent):
-    agent.config = agent.config.replace(preset="locomotion")
+    agent = changed(agent, config=agent.config.replace(preset="locomotion"))
     policy, discount, maximum = _accounting(agent, PlanArguments("hopper-medium-v2"))
     assert policy is agent
     assert (discount, maximum) == (agent.config.cost_discount, 129.940)

@@ -138,8 +138,7 @@ def learn_part(
     from trebi_gym.agents import TREBIAgent
     from trebi_gym.agents.storage.checkpoint import zip_path
 
-    loaded = TREBIAgent.load(agent, device=device)
-    loaded.tensorboard_log = log_folder
+    loaded = TREBIAgent.load(agent, device=device, tensorboard_log=log_folder)
     target = zip_path(output or agent)
     learn_with_checkpoints(
         loaded,

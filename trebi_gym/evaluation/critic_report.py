@@ -24,7 +24,6 @@ from trebi_gym.agents.diffusion.schedule import NoiseSchedule
 from trebi_gym.agents.models import OUTCOME, make_windows
 from trebi_gym.agents.networks import BudgetCritic, OutcomeCritic
 from trebi_gym.agents.planning.budgets import geometric_sum
-from trebi_gym.agents.planning.policies import AtRisk
 from trebi_gym.agents.spaces import check_dataset
 from trebi_gym.agents.torch_settings import usual_settings
 from trebi_gym.budget import Budget, check_budget
@@ -219,7 +218,7 @@ def report_critics(
     )
     if env_id is not None and len(budgets) == 0:
         raise TrebiError("give at least one budget for the episodes in the environment")
-    agent.ready()
+    agent.fingerprint()  # refused where a model is missing
     assert agent.observation_space is not None
     assert agent.action_space is not None
     check_dataset(dataset, agent.observation_space, agent.action_space)
@@ -344,7 +343,7 @@ def _closed_loop(
     length, discount = agent.task.episode_length, agent.config.cost_discount
     envs, _ = envs_for(agent, env_id, len(jobs))
     try:
-        for step in rollout(AtRisk(agent, None), envs, budgets=jobs, seed=seeds):
+        for step in rollout(agent.with_risk(None), envs, budgets=jobs, seed=seeds):
             state = step.policy_state
             assert step.policy_rows is not None
             for place, row in enumerate(step.policy_rows):
