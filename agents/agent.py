@@ -282,11 +282,11 @@ class TREBIAgent:
         """Take a run's steps, with callbacks, the log and a progress bar; return whether it came to its end."""
         hooks.init_callback(self)
         hooks.on_training_start({"self": self, "dataset": dataset, "total_timesteps": run.total}, {})
-        steps, going = iter(run), True
+        steps, going, first = iter(run), True, run.num_timesteps
         with tqdm(total=run.total, initial=run.num_timesteps, disable=not progress_bar, unit="step") as bar:
             for metrics in steps:
                 self.num_timesteps = run.num_timesteps
-                if bar.desc != f"{run.name}: ":
+                if metrics.step == 1 or run.num_timesteps == first + 1:
                     bar.set_description(run.name)
                 bar.update()
                 if run.is_last_of_model() or (log_interval is not None and metrics.step % log_interval == 0):

@@ -169,6 +169,8 @@ def load_run(
     theirs = {name: found.description.get(name) for name in mine} | {"config": _config(found).to_dict()}
     mine = json.loads(json.dumps(mine))
     differing = [name for name in mine if mine[name] != theirs[name]]
+    if differing == ["learned_from"] and _brief(mine["learned_from"]) == _brief(theirs["learned_from"]):
+        raise CheckpointError(f"{path} cannot be resumed here: it was learned from other episodes")
     if differing:
         raise CheckpointError(
             f"{path} cannot be resumed here: its {', '.join(differing)} differ "

@@ -411,7 +411,7 @@ def test_a_step_beyond_the_learned_episodes_is_also_found_by_the_state_and_by_th
         _, state = agent.predict(ONE, state, budget=3.0)
     with pytest.warns(UserWarning, match="step 200 "):
         agent.predict(ONE, state, budget=3.0)
-    agent.warned_of_length = False
+    agent = changed(agent)
     told = {"observation": ONE, "budget": np.ones(1), "steps_left": np.array([200.0])}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -419,7 +419,7 @@ def test_a_step_beyond_the_learned_episodes_is_also_found_by_the_state_and_by_th
         agent.plan(ONE, Budget(30.0, step=199))
     with pytest.warns(UserWarning, match="an observation tells that 400 steps are left"):
         agent.predict(told | {"steps_left": np.array([400.0])})
-    agent.warned_of_length = False
+    agent = changed(agent)
     with pytest.warns(UserWarning, match="step 250 "):
         agent.plan(ONE, Budget(30.0, step=250))
 

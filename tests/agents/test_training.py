@@ -186,7 +186,7 @@ def test_resuming_refuses_what_belongs_to_something_else(shipped_dataset, tiny_c
         resume(make_agent(tiny_config, seed=1), shipped_dataset)
     with pytest.raises(CheckpointError, match="its learned_from differ"):
         resume(make_agent(tiny_config), shipped_dataset.select(range(50)))
-    with pytest.raises(CheckpointError, match="learned from other observations"):
+    with pytest.raises(CheckpointError, match="learned from other episodes"):
         resume(make_agent(tiny_config), shipped_dataset.select([0, *range(99)]))
     with pytest.raises(
         CheckpointError,
