@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.made
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-clients torture lint format types bench results docs clean
+.PHONY: demo test test-slow test-clients torture lint format types bench results results-page docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=path")'
@@ -24,6 +24,9 @@ bench: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python -m scripts.results
+
+results-page: $(STAMP)
+	$(BIN)/python -m scripts.results --page-only --unpack docs/results-cells.json.gz
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'slow and not clients'

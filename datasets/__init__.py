@@ -1,4 +1,4 @@
-"""Data sets of logged episodes: ``load`` them by name or path, ``save`` them."""
+"""Data sets of logged episodes: ``load_dataset`` them by name or path, ``save_dataset`` them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ __all__ = [
     "TrajectoryWindows",
     "Window",
     "load",
+    "load_dataset",
     "resolve",
     "save",
+    "save_dataset",
 ]
 
 
-def load(
+def load_dataset(
     name_or_path: str | os.PathLike[str],
     *,
     cost: CostFunction | str | None = None,
@@ -73,7 +75,7 @@ def load(
 def _told(
     dataset: EpisodeDataset, path: Path, cost: CostFunction | str | None, episode_length: int | None
 ) -> EpisodeDataset:
-    """Note in the metadata what the caller of ``load`` said."""
+    """Note in the metadata what the caller of ``load_dataset`` said."""
     told: dict[str, Any] = {}
     if cost is not None:
         # what is published for the data set, such as its budgets, does not hold for other costs
@@ -118,7 +120,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def save(dataset: EpisodeDataset, path: str | os.PathLike[str], *, format: str = "native_hdf5") -> None:
+def save_dataset(
+    dataset: EpisodeDataset, path: str | os.PathLike[str], *, format: str = "native_hdf5"
+) -> None:
     """Write a data set; the file appears only when it is complete.
 
     Raises:
@@ -127,3 +131,7 @@ def save(dataset: EpisodeDataset, path: str | os.PathLike[str], *, format: str =
     if format not in SOURCES:
         raise DatasetError(f"format must be one of {', '.join(SOURCES)}; got {format!r}")
     SOURCES[format].write(dataset, Path(path))
+
+
+load, save = load_dataset, save_dataset
+"""Short names of the two."""

@@ -27,10 +27,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+DESCRIPTION = (
+    "Learn an agent from logged episodes, and let it act within a cost budget that you set at run time. "
+    "Each command tells its options with --help."
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an expected error is one line, without a traceback."""
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="trebi", args=arguments, description=__doc__
+            COMMANDS, prog="trebi", args=arguments, description=DESCRIPTION
         )
     )
