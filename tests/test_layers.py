@@ -201,6 +201,14 @@ def test_no_part_of_the_agent_knows_the_agent(module):
         assert not of_ours(module) & {AGENT, "trebi_gym.agents"}
 
 
+@pytest.mark.parametrize("module", [name for name in EVERY if name != AGENT])
+def test_nobody_but_the_agent_sets_an_attribute_of_an_agent(module):
+    for node in ast.walk(tree(EVERY[module])):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            owner = ast.unparse(node.value)
+            assert owner not in {"agent", "loaded", "self._agent", "self.agent"}, f"line {node.lineno}"
+
+
 def test_the_package_itself_imports_environments_and_words_only_and_the_rest_lazily():
     path = SOURCES["trebi_gym"]
     at_once = [node for node in tree(path).body if isinstance(node, (ast.Import, ast.ImportFrom))]
