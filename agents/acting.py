@@ -167,6 +167,11 @@ class AtRisk:
         self._agent, self.risk = agent, risk
         self.calibration = agent.calibration
 
+    @property
+    def episode_length(self) -> int | None:
+        """The longest episode that the agent learned from, in steps."""
+        return self._agent.episode_length
+
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed what the agent draws."""
         self._agent.set_random_seed(seed)

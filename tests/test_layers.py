@@ -58,7 +58,7 @@ LAYERS = [
     ("trebi_gym.schedules", {"trebi_gym.rollout"}),
     ("trebi_gym.evaluation", {"trebi_gym.rollout", "trebi_gym.records", "trebi_gym.schedules"}),
     ("trebi_gym.plots", {"trebi_gym.records"}),
-    ("trebi_gym.video", {"trebi_gym.rollout"}),
+    ("trebi_gym.video", {"trebi_gym.rollout", "trebi_gym.schedules"}),
     ("trebi_gym.agents.diffusion", {"trebi_gym.agents.diffusion"}),
     ("trebi_gym.agents.networks", {"trebi_gym.agents.networks"}),
     ("trebi_gym.agents", {"trebi_gym.agents", "trebi_gym.datasets", "trebi_gym.rollout"}),
