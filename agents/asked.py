@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trebi_gym.agents.calibration import check_discount, check_share, needed_episodes
 from trebi_gym.budget import check_budget
 from trebi_gym.checks import check_count, check_seed
-from trebi_gym.errors import BudgetError, CalibrationError
+from trebi_gym.errors import BudgetError, CalibrationError, shown
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -52,7 +52,7 @@ def asked_budgets(agent: TREBIAgent, budgets: Any) -> list[float]:
     """
     given = default_budgets(agent) if budgets is None else budgets
     if isinstance(given, str) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise CalibrationError(f"budgets must be a list of budgets to plan for, or None; got {given!r}")
+        raise CalibrationError(f"budgets must be a list of budgets to plan for, or None; got {shown(given)}")
     try:
         planned = sorted({check_budget(value) for value in given})
     except BudgetError as error:

@@ -24,7 +24,7 @@ from trebi_gym.agents.models import OUTCOME, PARTS, check_horizon, make_model, m
 from trebi_gym.agents.training import Fit, FitMetrics
 from trebi_gym.checks import is_whole
 from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.errors import ConfigError, DatasetError
+from trebi_gym.errors import ConfigError, DatasetError, shown
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -77,7 +77,7 @@ def check_request(
         DatasetError: the episodes are shorter than a plan.
     """
     if log_interval is not None and (not is_whole(log_interval) or log_interval < 1):
-        raise ConfigError(f"log_interval must be at least 1, or None; got {log_interval!r}")
+        raise ConfigError(f"log_interval must be at least 1, or None; got {shown(log_interval)}")
     share_steps({part: config.training_of(part) for part in parts}, total_steps)
     check_horizon(dataset, config)
     for item in _all_callbacks(_hooks(callback)):
@@ -226,7 +226,7 @@ def share_steps(configs: dict[str, TrainingConfig], total_steps: int | None) -> 
         return {part: config.steps for part, config in configs.items()}
     if not is_whole(total_steps) or total_steps < len(configs):
         raise ConfigError(
-            f"total_steps must be a whole number of at least {len(configs)}, one for each model; got {total_steps!r}"
+            f"total_steps must be a whole number of at least {len(configs)}, one for each model; got {shown(total_steps)}"
         )
     total, whole = int(total_steps), sum(config.steps for config in configs.values())
     # exact: in units of 1 / whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
@@ -25,7 +25,7 @@ from trebi_gym.agents.settings import usual_settings
 from trebi_gym.agents.spaces import agent_spaces, spaces_of_dataset
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
-from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
+from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError, shown
 
 if TYPE_CHECKING:
     from trebi_gym.agents.trebi import TREBIAgent
@@ -37,9 +37,9 @@ A = TypeVar("A", bound="TREBIAgent")
 def save(agent: TREBIAgent, path: str | os.PathLike[str], parts: Sequence[str] | None) -> Path:
     """Write the agent; see ``TREBIAgent.save``."""
     known = parts_of(agent.config)
-    unknown = sorted(set(parts or ()) - set(known))
-    if isinstance(parts, str) or unknown:
-        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {parts!r}")
+    listed = isinstance(parts, Collection) and not isinstance(parts, (str, bytes))
+    if parts is not None and not (listed and all(isinstance(part, str) and part in known for part in parts)):
+        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {shown(parts)}")
     chosen = [part for part in known if part in agent.models and (parts is None or part in parts)]
     run = agent.run if agent.run is not None and (parts is None or agent.run.part in parts) else None
     if agent.task is None or (not chosen and run is None):
@@ -254,7 +254,9 @@ _WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
 
 
 def _normalizer(found: Checkpoint, name: str) -> AffineNormalizer:
-    return AffineNormalizer(*(_floats(found, f"{name}.{key}").double().numpy() for key in ("center", "scale")))
+    return AffineNormalizer(
+        *(_floats(found, f"{name}.{key}").double().numpy() for key in ("center", "scale"))
+    )
 
 
 def _floats(found: Checkpoint, name: str) -> torch.Tensor:
