@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import numbers
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -144,7 +145,12 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._episode_cost = 0.0
         self._started = True
         # no action has been taken yet, so nothing is charged
-        return self._observed(observation), {"cost": 0.0, **info, "budget": budget.remaining}
+        cost = info.get("cost", 0.0)
+        if isinstance(
+            cost, numbers.Real
+        ):  # a float, for vector environments; nothing else is judged before it counts
+            cost = float(cost)
+        return self._observed(observation), {**info, "cost": cost, "budget": budget.remaining}
 
     def step(self, action: Any) -> StepResult:
         """Take a step and charge what it cost.
@@ -160,7 +166,8 @@ class BudgetWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             )
         cost = finite_cost(info["cost"], source='info["cost"]')
         self._charge(cost)
-        info = {**info, "budget": self._budget.remaining}
+        # a float, since vector environments keep infos in the first environment's type
+        info = {**info, "cost": cost, "budget": self._budget.remaining}
         if terminated or truncated:
             info["episode_cost"] = self._episode_cost
             info["budget_kept"] = self._budget.kept

@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass, replace
 
 from trebi_gym.checks import is_whole
-from trebi_gym.errors import BudgetError
+from trebi_gym.errors import BudgetError, shown
 
 ROUNDING = 1e-9
 """A budget counts as kept up to this share of what was spent: sums of floats are not exact."""
@@ -38,7 +38,7 @@ def check_remaining(value: object, *, name: str = "budget") -> float:
         if getattr(value, "shape", None) == () and hasattr(value, "item"):
             return check_remaining(value.item(), name=name)
         raise BudgetError(
-            f"{name} must be a number, in units of cost; got {value!r} ({type(value).__name__})"
+            f"{name} must be a number, in units of cost; got {shown(value)} ({type(value).__name__})"
         )
     try:
         number = float(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from typing import Any, TypeGuard
 
-from trebi_gym.errors import TrebiError
+from trebi_gym.errors import TrebiError, shown
 
 LARGEST_SEED = 2**62
 """Seeds lie below this, so that the seeds that are counted on from them fit into 64 bits."""
@@ -29,7 +29,7 @@ def check_count(value: Any, name: str, *, least: int = 1, error: type[TrebiError
         TrebiError: or ``error``: it is not a whole number, or smaller than ``least``.
     """
     if not is_whole(value) or value < least:
-        raise error(f"{name} must be a whole number of at least {least}; got {value!r}")
+        raise error(f"{name} must be a whole number of at least {least}; got {shown(value)}")
     return int(value)
 
 
@@ -50,5 +50,5 @@ def check_seed(
     if not is_whole(value) or not 0 <= value < below:
         power = below.bit_length() - 1
         limit = f"2**{power}" if below == 2**power else str(below)
-        raise error(f"{name} must be a whole number of at least 0 and below {limit}; got {value!r}")
+        raise error(f"{name} must be a whole number of at least 0 and below {limit}; got {shown(value)}")
     return int(value)

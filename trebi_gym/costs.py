@@ -85,13 +85,19 @@ def velocity_cost(
         (...,) cost, at least 0.
 
     Raises:
-        EnvironmentContractError: ``info`` has no ``"x_velocity"``.
+        EnvironmentContractError: ``info`` has no ``"x_velocity"``, or one that holds no numbers.
     """
     if "x_velocity" not in info:
         raise EnvironmentContractError(
             f'velocity_cost needs info["x_velocity"] in m/s; info had {sorted(map(str, info)) or "nothing"}'
         )
-    speed: Array = np.abs(np.asarray(info["x_velocity"]))
+    velocity = np.asarray(info["x_velocity"])
+    if velocity.dtype.kind not in "fiu":
+        raise EnvironmentContractError(
+            f'velocity_cost needs numbers in info["x_velocity"], in m/s; got {velocity.dtype}: {info["x_velocity"]!r:.100}'
+        )
+    # as float64, since the least of a kind of integers has no positive counterpart in it
+    speed: Array = np.abs(velocity, dtype=np.float64) if velocity.dtype.kind in "iu" else np.abs(velocity)
     return speed
 
 

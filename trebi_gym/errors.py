@@ -1,5 +1,16 @@
 """The errors that trebi-gym raises on purpose: each says what was asked, what was found and what to do."""
 
+from __future__ import annotations
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its repr, cut short; its type where it has none."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 (of some tensors, PyTorch's own repr fails)
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
 
 class TrebiError(Exception):
     """Base class: catch it to catch every error that this package raises on purpose."""

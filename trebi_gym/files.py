@@ -178,12 +178,20 @@ def check_regular(path: Place, error: type[TrebiError] = StorageError) -> None:
     Raises:
         TrebiError: or ``error``: it does not.
     """
+    reason = _irregular(path)
+    if reason is not None:
+        raise error(f"{path} cannot be read: {reason}")
+
+
+def _irregular(path: Place) -> str | None:
+    """Return why a path cannot be read as a file; None where it can."""
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as reason:
-        raise error(f"{path} cannot be read: {_reason(reason)}") from reason
-    if not stat.S_ISREG(mode):
-        raise error(f"{path} is no regular file, but a folder, a pipe or a device; give a file")
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    return (
+        None if stat.S_ISREG(mode) else "it is no regular file, but a folder, a pipe or a device; give a file"
+    )
 
 
 def read_json(path: Place, what: str, error: type[TrebiError] = StorageError) -> Any:
@@ -197,7 +205,9 @@ def read_json(path: Place, what: str, error: type[TrebiError] = StorageError) ->
     Raises:
         TrebiError: or ``error``: it is missing, no regular file, too large, not JSON, or nested too deeply.
     """
-    check_regular(path, error)
+    irregular = _irregular(path)
+    if irregular is not None:
+        raise error(f"{path} is not {what}: {irregular}")
     try:
         size = os.stat(path).st_size
         if size > LARGEST_JSON:

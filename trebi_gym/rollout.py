@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,11 +112,17 @@ class RolloutStep:
 
 
 class _Checked(gym.Wrapper[Any, Any, Any, Any]):
-    """Hands reward and cost of every step on as floats of Python, after checking them.
+    """Hands reward and cost of every step on as floats of Python, after checking them, and other numbers of the info too.
 
     A vector environment of Gymnasium keeps an info in an array of the type that the first environment gave it, so that a
     cost of 0.5 beside an integer cost of 0 would become 0. Floats are kept as float64.
     """
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, _with_floats(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -123,7 +130,60 @@ class _Checked(gym.Wrapper[Any, Any, Any, Any]):
             raise EnvironmentContractError(NO_COST)
         cost = finite_cost(info["cost"], source='info["cost"]')
         earned = finite_cost(reward, source="the reward of a step")
-        return observation, earned, bool(terminated), bool(truncated), {**info, "cost": cost}
+        return observation, earned, bool(terminated), bool(truncated), {**_with_floats(info), "cost": cost}
+
+
+def _with_floats(info: dict[str, Any]) -> dict[str, Any]:
+    """Return an info whose numbers, also those in arrays, are float64; booleans and pictures of bytes stay as they are."""
+    return {key: _as_float(value) for key, value in info.items()}
+
+
+def _as_float(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _with_floats(value)
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float64) if value.dtype.kind in "iuf" and value.dtype != np.uint8 else value
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Real):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise EnvironmentContractError(
+                "the environment put a whole number into a step's info that is beyond the largest float; scale it"
+            ) from error
+    return value
+
+
+class _Processes(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
+    """Environments in processes of their own, whose end is told as an error of ours."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        with self._watched():
+            return self.env.reset(**kwargs)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        with self._watched():
+            return self.env.step(actions)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            processes = self.env.unwrapped.processes  # type: ignore[attr-defined]
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+            for pipe in self.env.unwrapped.parent_pipes:  # type: ignore[attr-defined]
+                if pipe is not None:
+                    pipe.close()
+            self.env.unwrapped.closed = True  # closing would wait for answers that do not come
+            raise TrebiError(
+                "the process of an environment ended by itself: the system may have stopped it for want of memory, or its "
+                "simulator crashed; run fewer environments at once (n_envs), or one process (asynchronous=False)"
+            ) from error
 
 
 NO_COST = 'the environment put no "cost" into a step\'s info; wrap it with trebi_gym.CostWrapper(env, cost_function)'
@@ -156,7 +216,7 @@ def make_envs(
         length = check_count(episode_length, "episode_length")
         wrappers.append(partial(_limited, length=length))
     try:
-        return gym.make_vec(
+        envs = gym.make_vec(
             env_id,
             num_envs=n_envs,
             vectorization_mode="async" if asynchronous else "sync",
@@ -166,6 +226,7 @@ def make_envs(
         )
     except ImportError as error:
         raise TrebiError(f"the environment {env_id} cannot be made: {error}") from error
+    return _Processes(envs) if asynchronous else envs
 
 
 def envs_for(
@@ -356,13 +417,19 @@ def rollout(
 
     Raises:
         EnvironmentContractError: a step's info holds no finite ``"cost"``, or the environments reset themselves.
-        TrebiError: a seed that is none.
+        TrebiError: a seed that is none, or fewer seeds than episodes; or the process of an environment ended.
     """
     n_envs = envs.num_envs
-    if envs.metadata.get("autoreset_mode", AutoresetMode.DISABLED) != AutoresetMode.DISABLED:
+    mode = envs.metadata.get("autoreset_mode")
+    if mode is None:
         raise EnvironmentContractError(
-            f"the environments reset themselves ({envs.metadata['autoreset_mode']}), which puts a step that is none after "
-            "each episode; make them with trebi_gym.rollout.make_envs"
+            'the environments do not say whether they reset themselves (metadata["autoreset_mode"]), and a step of a reset '
+            "would be counted; make them with trebi_gym.rollout.make_envs, or set it to AutoresetMode.DISABLED"
+        )
+    if mode != AutoresetMode.DISABLED:
+        raise EnvironmentContractError(
+            f"the environments reset themselves ({mode}), which puts a step that is none after each episode; make them with "
+            "trebi_gym.rollout.make_envs"
         )
     seeds_of = _seeds(seed)
     jobs = enumerate(b if isinstance(b, Budget) else Budget(check_budget(b)) for b in budgets)
@@ -446,13 +513,25 @@ def _seeds(seed: int | Sequence[int]) -> Callable[[int], int]:
     """Return the function that gives each episode its environment's seed.
 
     Raises:
-        TrebiError: a seed is not a whole number, negative, or too large.
+        TrebiError: a seed is not a whole number, negative, or too large; or, when it is asked for, missing.
     """
-    if np.ndim(seed) == 0:
+    if (
+        not isinstance(seed, (Sequence, np.ndarray))
+        or getattr(seed, "ndim", 1) == 0
+        or isinstance(seed, (str, bytes))
+    ):
         first = check_seed(seed)
         return lambda episode: first + episode
-    listed = [check_seed(value) for value in seed]  # type: ignore[union-attr]
-    return lambda episode: listed[episode]
+    listed = [check_seed(value) for value in seed]
+
+    def of(episode: int) -> int:
+        if episode >= len(listed):
+            raise TrebiError(
+                f"there are {len(listed)} seeds and more episodes; give one seed for each budget, or the first one only"
+            )
+        return listed[episode]
+
+    return of
 
 
 def _still_needed(rows: npt.NDArray[np.int64], active: npt.NDArray[np.bool_], state: Any) -> tuple[Any, Any]:
@@ -492,6 +571,11 @@ def _costs(
         raise EnvironmentContractError(
             f'the costs of the environments arrive as {given.dtype}, the type of the first environment\'s info["cost"], so '
             "other costs may have been cut to it; make the environments with trebi_gym.rollout.make_envs"
+        )
+    if given.shape != active.shape:
+        raise EnvironmentContractError(
+            f'info["cost"] must hold one number for each of {len(active)} environments, of shape {active.shape}; got shape '
+            f"{given.shape}"
         )
     costs = given.astype(np.float64)
     if not np.all(np.isfinite(costs[active])):

@@ -23,7 +23,7 @@ from trebi_gym.agents.calibration.statistics import (
 )
 from trebi_gym.budget import Budget, check_budget
 from trebi_gym.checks import check_count, check_seed
-from trebi_gym.errors import BudgetError, CalibrationError
+from trebi_gym.errors import BudgetError, CalibrationError, shown
 from trebi_gym.files import check_writable, read_json, replacing
 from trebi_gym.rollout import Policy, envs_for, rollout
 
@@ -64,7 +64,7 @@ def requested_budgets(maximum: float | None, budgets: Any) -> list[float]:
     """
     given = default_budgets(maximum) if budgets is None else budgets
     if isinstance(given, str) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise CalibrationError(f"budgets must be a list of budgets to plan for, or None; got {given!r}")
+        raise CalibrationError(f"budgets must be a list of budgets to plan for, or None; got {shown(given)}")
     try:
         planned = sorted({check_budget(value) for value in given})
     except BudgetError as error:

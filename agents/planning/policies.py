@@ -45,6 +45,11 @@ class OriginalAccounting:
     def __init__(self, policy: Policy, factor: float, discount: float) -> None:
         self._policy, self._factor, self._discount = policy, factor, discount
 
+    @property
+    def episode_length(self) -> int | None:
+        """The longest episode that the policy learned from, in steps, if it tells."""
+        return getattr(self._policy, "episode_length", None)
+
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed what the policy draws."""
         seeder = getattr(self._policy, "set_random_seed", None)

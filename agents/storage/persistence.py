@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from trebi_gym.agents.torch_settings import usual_settings
 from trebi_gym.agents.training.loop import SavedRun
 from trebi_gym.datasets import AffineNormalizer, EpisodeDataset
 from trebi_gym.datasets.recipes import RECIPES
-from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError
+from trebi_gym.errors import CheckpointError, ConfigError, NotLearnedError, TrebiError, shown
 
 
 @usual_settings()
@@ -49,9 +49,9 @@ def save(
         NotLearnedError: there is nothing to save yet.
     """
     known = parts_of(state.config)
-    unknown = sorted(set(names or ()) - set(known))
-    if isinstance(names, str) or unknown:
-        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {names!r}")
+    listed = isinstance(names, Collection) and not isinstance(names, (str, bytes))
+    if names is not None and not (listed and all(isinstance(name, str) and name in known for name in names)):
+        raise ConfigError(f"parts must be a list of {', '.join(known)}; got {shown(names)}")
     chosen = [name for name in known if name in state.models and (names is None or name in names)]
     if run is not None and names is not None and run.name not in names:
         run = None

@@ -25,7 +25,7 @@ from trebi_gym.agents.training.losses import make_loss
 from trebi_gym.agents.training.trainer import Fit, FitMetrics
 from trebi_gym.checks import is_whole
 from trebi_gym.datasets import EpisodeDataset
-from trebi_gym.errors import ConfigError, DatasetError
+from trebi_gym.errors import ConfigError, DatasetError, shown
 
 MaybeCallback = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
 
@@ -201,7 +201,7 @@ def check_request(
         DatasetError: the episodes are shorter than a plan.
     """
     if log_interval is not None and (not is_whole(log_interval) or log_interval < 1):
-        raise ConfigError(f"log_interval must be at least 1, or None; got {log_interval!r}")
+        raise ConfigError(f"log_interval must be at least 1, or None; got {shown(log_interval)}")
     share_steps({name: config.training_of(name) for name in names}, total_steps)
     check_horizon(dataset, config)
     for item in _all_callbacks(one_callback(callback)):
@@ -223,7 +223,7 @@ def share_steps(configs: Mapping[str, TrainingConfig], total_steps: int | None) 
         return {name: config.steps for name, config in configs.items()}
     if not is_whole(total_steps) or total_steps < len(configs):
         raise ConfigError(
-            f"total_steps must be a whole number of at least {len(configs)}, one for each model; got {total_steps!r}"
+            f"total_steps must be a whole number of at least {len(configs)}, one for each model; got {shown(total_steps)}"
         )
     total, whole = int(total_steps), sum(config.steps for config in configs.values())
     # exact: in units of 1 / whole

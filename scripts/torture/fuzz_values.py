@@ -296,7 +296,7 @@ def _of_kind(good: Any, case: Case) -> Any:
 
 def _bounded(given: dict[str, Any], name: str, most: float) -> None:
     """Leave out what would be honest work for hours."""
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
         if float(given[name]) > most and not math.isinf(float(given[name])):
             given[name] = most if isinstance(given[name], int) else given[name] % most
 

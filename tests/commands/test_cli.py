@@ -132,7 +132,7 @@ def test_learn_evaluate_record_and_info_work_one_after_the_other(tmp_path, capsy
         ),
         (
             ("learn", "--dataset", DATASET, "--output", "a.zip", "--total-steps", "2"),
-            "total_steps must be at least 4",
+            "total_steps must be a whole number of at least 4",
         ),
         (("learn", "--dataset", DATASET, "--output", "a.zip", "--resume"), "nothing to resume"),
         (

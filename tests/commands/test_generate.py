@@ -199,7 +199,10 @@ def test_a_medium_expert_is_built_from_a_run_that_is_kept(tmp_path):
         (("--set", "batch_size"), "--set takes NAME=VALUE, such as batch_size=512; got 'batch_size'"),
         (("--set", "gama=0.9"), "SAC has no hyperparameter gama; it has action_noise"),
         (("--set", "use_sde=no"), "use_sde of SAC must be true or false; got 'no'"),
-        (("--hyperparameters", "none.json"), "--hyperparameters none.json cannot be read as JSON"),
+        (
+            ("--hyperparameters", "none.json"),
+            "none.json is not what --hyperparameters takes, a file of JSON: No such file",
+        ),
         (("--hyperparameters", "list.json"), "must hold a JSON object of constructor arguments; found [1]"),
         (("--datatype", "medium", "--training-steps", "0"), "--training-steps must be at least 1; got 0"),
         (("--training-steps", "100"), "20000 are asked for, and training_steps is 100"),

@@ -271,7 +271,7 @@ def test_a_link_that_points_to_itself_is_refused(file):
         raw["costs"] = h5py.SoftLink("/costs")
 
     rewrite(file, change)
-    with pytest.raises(DatasetError, match="cannot be read as HDF5"):
+    with pytest.raises(DatasetError, match="/costs is a link to somewhere else"):
         load(file)
 
 
@@ -281,7 +281,7 @@ def test_an_array_that_claims_more_than_the_file_can_hold_is_refused_before_memo
         raw.create_dataset("costs", (10**10,), "f8", chunks=(1000,))
 
     rewrite(file, change)
-    with pytest.raises(DatasetError, match=r"/costs claims \(10000000000,\) numbers but stores 0 bytes"):
+    with pytest.raises(DatasetError, match=r"arrays claim .*/costs: \(10000000000,\) of float64"):
         load(file)
 
 

@@ -295,12 +295,12 @@ def poke(path, key, value):
 
 
 MESSAGES = {
-    "metadata that are no JSON": "is not JSON",
+    "metadata that are no JSON": "is not the description of a Minari data set",
     "metadata that are a list": "lacks observation_space",
     "more episodes than there are": "perhaps it is damaged",
     "an unknown storage": "perhaps it is damaged",
     "no steps file": "perhaps it is damaged",
-    "a steps file that is cut short": "perhaps it is damaged",
+    "a steps file that is cut short": "perhaps it is cut short",
     "a NaN": "is nan",
     "too few actions": "found 4 and 2",
     "too many costs": r"its infos/cost has shape \(7,\)",

@@ -140,7 +140,7 @@ def test_a_window_reads_the_cost_that_its_own_first_action_caused():
 
 
 def test_a_horizon_longer_than_every_episode_is_refused_with_the_longest_possible():
-    with pytest.raises(DatasetError, match=r"the horizon is 8 steps, .* at most 5; choose a horizon"):
+    with pytest.raises(DatasetError, match=r"the horizon is 8 steps, .* at most 5; take longer episodes"):
         make_windows(make_dataset([5, 3]), 8)
 
 

@@ -212,7 +212,7 @@ def _hyperparameters(
     """Return the recipe's hyperparameters, or the file's, with the flags' over them."""
     found = dict(recipes)
     if file is not None:
-        found = read_json(file, "a file of --hyperparameters, in JSON", ConfigError)
+        found = read_json(file, "what --hyperparameters takes, a file of JSON", ConfigError)
         if not isinstance(found, dict):
             raise ConfigError(
                 f"--hyperparameters {file} must hold a JSON object of constructor arguments; found {found!r}"

@@ -6,7 +6,6 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from trebi_gym.budget import Budget, check_budget
 from trebi_gym.checks import check_count, check_seed
 from trebi_gym.errors import BudgetError, TrebiError
 from trebi_gym.evaluation.records import EpisodeRecord, Evaluation
-from trebi_gym.evaluation.schedules import BudgetSchedule
+from trebi_gym.evaluation.schedules import BudgetSchedule, changes_within
 from trebi_gym.rollout import BudgetChange, Policy, RolloutStep, envs_for, rollout
 
 
@@ -54,7 +53,11 @@ def evaluate_budgets(
         TrebiError: fewer than one episode or environment, a negative seed, or spaces that are not the agent's.
     """
     episodes, seed = check_count(episodes, "episodes"), check_seed(seed)
-    if np.ndim(budgets) == 0 or len(budgets) == 0:
+    try:
+        several = np.ndim(budgets) > 0 and len(budgets) > 0
+    except ValueError:  # lists in the list, which are no budgets
+        several = True
+    if not several:
         raise BudgetError(f"give a list of at least one budget; got {budgets!r}")
     values = list(dict.fromkeys(check_budget(budget) for budget in budgets))
     return evaluate_episodes(
@@ -108,7 +111,7 @@ def evaluate_episodes(
     tallies = [_Tally() for _ in jobs]
     total = len(jobs) * limit
     try:
-        changes = _changes(schedule, env_id, limit)
+        changes = changes_within(schedule, env_id, limit)
         with tqdm(total=total, disable=not progress_bar, unit="step", desc="evaluating") as bar:
             for step in rollout(
                 timed, envs, budgets=jobs, schedule=changes, seed=list(seeds), deterministic=deterministic
@@ -158,16 +161,6 @@ def _warn_of_calibration(agent: Any, env_id: str, seeds: Sequence[int]) -> None:
 def _plain_id(env_id: Any) -> str | None:
     """Return an environment's id without the module that registers it, ``module:Id-v0``."""
     return None if env_id is None else str(env_id).rpartition(":")[2]
-
-
-def _changes(schedule: Any, env_id: Any, limit: int) -> Any:
-    """Return a schedule as ``rollout`` takes it, for episodes of at most ``limit`` steps."""
-    if isinstance(schedule, BudgetSchedule):
-        return partial(schedule.changes, limit=limit)
-    late = [change.step for change in schedule if change.step >= limit]
-    if late:
-        raise BudgetError(f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}")
-    return schedule
 
 
 class _Tally:

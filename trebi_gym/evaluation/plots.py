@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,9 @@ COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#8d6b2f")
 METHOD_COLOURS = (*COLOURS, "#c27ba0", "#4d4d4d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+LARGEST = 1e300
+"""Budget that is drawn; margins around larger ones are beyond the largest float."""
+
 
 def plot_budgets(
     evaluations: Evaluation | Mapping[str, Evaluation], path: str | os.PathLike[str], *, title: str = ""
@@ -33,21 +35,18 @@ def plot_budgets(
         path: of the picture; its ending gives the format (png, pdf, svg).
         title: above the picture.
 
-    Episodes without a limit (a budget of infinity) have no place on the axis and are left out.
+    Episodes without a limit, of a budget of infinity or above ``LARGEST``, have no place on the axis and are left out.
 
     Raises:
-        TrebiError: the ending is no picture format, or no budget is finite.
+        TrebiError: the ending is no picture format, or no budget can be drawn.
     """
     named = {"": evaluations} if isinstance(evaluations, Evaluation) else dict(evaluations)
     target = checked_picture(path)
     finite = [
-        record
-        for evaluation in named.values()
-        for record in evaluation.records
-        if math.isfinite(record.budget)
+        record for evaluation in named.values() for record in evaluation.records if _drawable(record.budget)
     ]
     if not finite:
-        raise TrebiError("there is no episode with a finite budget to draw")
+        raise TrebiError(f"there is no episode with a finite budget of at most {LARGEST:g} to draw")
     top = max(record.budget for record in finite) or 1.0
     highest = max(top, *(record.cost for record in finite))
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -56,11 +55,11 @@ def plot_budgets(
     costs.plot([0, top], [0, top], color="0.35", linestyle="--", linewidth=1, label="cost = budget")
     costs.fill_between([0, top], [0, top], [highest * 1.15] * 2, color="#c8553d", alpha=0.07, linewidth=0)
     for colour, (name, evaluation) in zip(itertools.cycle(COLOURS), named.items(), strict=False):
-        summaries = [summary for summary in evaluation.summaries if math.isfinite(summary.budget)]
+        summaries = [summary for summary in evaluation.summaries if _drawable(summary.budget)]
         budgets = [summary.budget for summary in summaries]
         costs.scatter(
-            [record.budget for record in evaluation.records if math.isfinite(record.budget)],
-            [record.cost for record in evaluation.records if math.isfinite(record.budget)],
+            [record.budget for record in evaluation.records if _drawable(record.budget)],
+            [record.cost for record in evaluation.records if _drawable(record.budget)],
             s=9,
             color=colour,
             alpha=0.3,
@@ -210,6 +209,10 @@ def checked_picture(path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise TrebiError(f"a plot is saved as .png, .pdf or .svg; got {target.name!r}")
     return target
+
+
+def _drawable(budget: float) -> bool:
+    return budget <= LARGEST
 
 
 def plain_axes(axes: Any) -> None:

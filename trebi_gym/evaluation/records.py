@@ -95,7 +95,10 @@ class Evaluation:
         budgets = np.array([record.budget for record in chosen])
         over = np.array([max(0.0, -record.remaining) for record in chosen])
         over[[record.kept for record in chosen]] = 0.0
-        total = float(budgets.mean())
+        with np.errstate(over="ignore"):
+            total = float(budgets.mean())
+        if math.isinf(total) and np.isfinite(budgets).all():  # budgets whose sum is beyond the largest float
+            total = float((budgets / len(budgets)).sum())
         return Summary(
             budget=total,
             episodes=len(chosen),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from trebi_gym.budget import check_remaining
-from trebi_gym.checks import is_whole
+from trebi_gym.checks import check_count, check_seed, is_whole
 from trebi_gym.errors import BudgetError
 from trebi_gym.rollout import BudgetChange
 
@@ -126,8 +127,10 @@ class BudgetSchedule:
             limit: the environment's time limit in steps.
 
         Raises:
-            BudgetError: a change would come after the episode's end.
+            BudgetError: a change would come after the episode's end, or the seed or the limit is no whole number.
         """
+        seed = check_seed(seed, error=BudgetError)
+        limit = check_count(limit, "limit", error=BudgetError)
         values = {**_defaults(self.name), **self.options}
         within = values.get("within") or limit
         if within > limit:
@@ -144,6 +147,24 @@ class BudgetSchedule:
     def __str__(self) -> str:
         options = ",".join(f"{option}={value:g}" for option, value in self.options.items())
         return f"{self.name}:{options}" if options else self.name
+
+
+def changes_within(
+    schedule: Sequence[BudgetChange] | BudgetSchedule, env_id: str, limit: int
+) -> Sequence[BudgetChange] | Callable[[int, float], Changes]:
+    """Return a schedule as ``rollout`` takes it, for episodes of at most ``limit`` steps.
+
+    Raises:
+        BudgetError: it holds something else than changes, or one at a step that no episode reaches.
+    """
+    if isinstance(schedule, BudgetSchedule):
+        return partial(schedule.changes, limit=limit)
+    if not isinstance(schedule, Sequence) or not all(isinstance(change, BudgetChange) for change in schedule):
+        raise BudgetError(f"a schedule is a BudgetSchedule or a list of BudgetChange; got {schedule!r:.200}")
+    late = [change.step for change in schedule if change.step >= limit]
+    if late:
+        raise BudgetError(f"a change at step {late[0]} is never reached: {env_id} has steps 0 to {limit - 1}")
+    return schedule
 
 
 def parse_schedule(text: str) -> BudgetSchedule:

@@ -19,6 +19,7 @@ from trebi_gym.checks import check_seed
 from trebi_gym.errors import RenderingError, TrebiError
 from trebi_gym.files import replacing
 from trebi_gym.rollout import BudgetChange, Policy, envs_for, rollout
+from trebi_gym.schedules import BudgetSchedule, changes_within
 
 Frame = npt.NDArray[np.uint8]
 
@@ -48,7 +49,7 @@ def record_video(
     *,
     budget: float,
     seed: int = 0,
-    schedule: Sequence[BudgetChange] = (),
+    schedule: Sequence[BudgetChange] | BudgetSchedule = (),
     fps: float | None = None,
 ) -> Recording:
     """Run one episode and write it as an mp4; the file appears only when it is complete.
@@ -59,30 +60,31 @@ def record_video(
         path: of the video, ending in .mp4.
         budget: what the episode may cost.
         seed: of the environment and of the agent's draws.
-        schedule: changes of the budget in mid-episode.
+        schedule: changes of the budget in mid-episode, or a kind of them, drawn from the seed.
         fps: frames a second; None: the environment's own, else 30.
 
     Raises:
-        RenderingError: the environment gives no picture on this machine, or one that is none.
+        BudgetError: the budget is none, or a change comes at a step that the episode does not reach.
+        RenderingError: the environment gives no picture on this machine, one that is none, or pictures of several sizes.
         TrebiError: another ending than .mp4, or a seed or a number of frames that is out of range.
     """
     target = Path(path)
     if target.suffix != ".mp4":
         raise TrebiError(f"a video is saved as .mp4; got {target.name!r}")
-    seeder = getattr(agent, "set_random_seed", None)
-    if seeder is not None:
-        seeder(seed)
     rate = None if fps is None else _check_rate(fps, "fps")
-    seed = check_seed(seed)
-    envs, _ = envs_for(agent, env_id, 1, render_mode="rgb_array")
+    seed, largest = check_seed(seed), check_budget(budget)
+    envs, limit = envs_for(agent, env_id, 1, render_mode="rgb_array")
     try:
+        changes = changes_within(schedule, env_id, limit)
+        seeder = getattr(agent, "set_random_seed", None)
+        if seeder is not None:
+            seeder(seed)
         if rate is None:
             rate = _check_rate(envs.metadata.get("render_fps") or 30, "the environment's render_fps")
         frames: list[Frame] = []
         episode_return = 0.0
-        largest = check_budget(budget)
         after = Budget(largest)
-        for step in rollout(agent, envs, budgets=[budget], schedule=schedule, seed=seed):
+        for step in rollout(agent, envs, budgets=[budget], schedule=changes, seed=seed):
             episode_return += float(step.rewards[0])
             after = step.budgets_after[0]
             if math.isfinite(after.remaining):
@@ -126,12 +128,19 @@ def write_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float)
     """Write frames (h, w, 3) of even sides as H.264.
 
     Raises:
+        RenderingError: the frames are not of one size.
         TrebiError: there is no frame.
     """
     from moviepy import ImageSequenceClip  # half a second that only videos need
 
     if not frames:
         raise TrebiError("there is no frame to write")
+    sizes = sorted({frame.shape[:2] for frame in frames})
+    if len(sizes) > 1:
+        raise RenderingError(
+            f"the pictures of a video must have one size; the environment gave several, of (height, width) {sizes[0]} and "
+            f"{sizes[1]} with the bar under them"
+        )
     with replacing(path) as temporary:
         clip = ImageSequenceClip(list(frames), fps=fps)
         clip.write_videofile(
@@ -158,7 +167,10 @@ def as_frame(picture: Any) -> Frame:
     Raises:
         RenderingError: it is of another shape or type, or its floats are not within 0 to 1.
     """
-    array = np.asarray(picture)
+    try:
+        array = np.asarray(picture)
+    except ValueError as error:  # lists of different lengths
+        raise RenderingError(f"a picture must be one array; the environment gave lists: {error}") from error
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
@@ -188,11 +200,9 @@ def _check_rate(value: Any, name: str) -> float:
     """Return frames a second.
 
     Raises:
-        TrebiError: they are not a number above 0, or more than 1,000.
+        TrebiError: they are not a number from 0.01, the least that a video can be written with, to 1,000.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1000:
-        raise TrebiError(
-            f"{name} must be a number of frames a second, above 0 and at most 1000; got {value!r}"
-        )
+    if not number or not 0.01 <= value <= 1000:
+        raise TrebiError(f"{name} must be a number of frames a second, from 0.01 to 1000; got {value!r}")
     return float(value)
