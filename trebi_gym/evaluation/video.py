@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from trebi_gym.budget import Budget, check_budget
 from trebi_gym.checks import check_seed
 from trebi_gym.errors import RenderingError, TrebiError
+from trebi_gym.evaluation.schedules import BudgetSchedule, changes_within
 from trebi_gym.files import replacing
 from trebi_gym.rollout import BudgetChange, Policy, envs_for, rollout
-from trebi_gym.schedules import BudgetSchedule, changes_within
 
 Frame = npt.NDArray[np.uint8]
 
