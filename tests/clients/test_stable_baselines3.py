@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from trebi_gym import BudgetWrapper
 from trebi_gym.agents import TREBIAgent
+from trebi_gym.errors import ConfigError
 
 TASK = "ShortPendulum-v0"
 
@@ -88,13 +89,12 @@ def test_the_progress_bar_callback_counts_optimiser_steps(tiny_config, shipped_d
     assert callback.pbar.n == 20
 
 
-def test_the_evaluation_callback_runs_episodes_while_an_agent_learns(tmp_path, tiny_config, shipped_dataset):
-    # the models of a half-learned agent are not all there yet: it is evaluated at the end of each
+def test_the_evaluation_callback_is_refused_before_learning_begins(tmp_path, tiny_config, shipped_dataset):
+    # an agent acts once all its models are learned
     envs = make_vec_env(budgeted, 1, seed=0)
     callback = EvalCallback(envs, n_eval_episodes=1, eval_freq=20, log_path=str(tmp_path), verbose=0)
-    learned(tiny_config, shipped_dataset, callback, env=envs)
-    assert np.isfinite(callback.last_mean_reward)
-    assert (tmp_path / "evaluations.npz").is_file()
+    with pytest.raises(ConfigError, match="EvalCallback cannot be used while learning"):
+        learned(tiny_config, shipped_dataset, callback, env=envs)
 
 
 def test_the_logging_callback_logs_at_its_own_pace(tmp_path, tiny_config, shipped_dataset):
