@@ -49,6 +49,7 @@ from trebi_gym.agents.training.loop import (
     LearningEnv,
     LearningRun,
     MaybeCallback,
+    SavedRun,
     check_request,
     one_callback,
     share_steps,
@@ -237,7 +238,8 @@ class TREBIAgent:
         check_request(state.config, names, episodes, total_steps, callback, log_interval)
         state = replace(with_data(state, episodes, names), calibration=None, risk=None)
         assert state.task is not None
-        finished, saved = {}, None
+        finished: dict[str, nn.Module] = {}
+        saved: SavedRun | None = None
         if resume_from is None:
             kept = {name: model for name, model in self.models.items() if name not in names}
             steps = share_steps({name: state.config.training_of(name) for name in names}, total_steps)
@@ -591,6 +593,7 @@ class TREBIAgent:
         lowest = policy.smallest_budgets(request, repeats, self._noise(False))
         return float(lowest[0]) if request.single else lowest
 
+    @usual_settings()
     def save(self, path: Place, parts: Sequence[str] | None = None) -> Path:
         """Write one zip of JSON and safetensors; it appears only when it is complete.
 

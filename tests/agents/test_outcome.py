@@ -129,10 +129,7 @@ def test_the_plan_with_the_most_reward_within_the_budget_is_first_by_its_word(ti
 
 def test_discounted_budgets_are_held_against_the_discounted_critic(tiny_agent):
     discount = tiny_agent.config.cost_discount
-    changed = TREBIAgent(
-        (tiny_agent.observation_space, tiny_agent.action_space), tiny_agent.config, device="cpu", seed=0
-    )
-    changed.task, changed.models = tiny_agent.task, tiny_agent.models
+    changed = TREBIAgent.from_state(tiny_agent.state, device="cpu")
 
     def predicted(ranking, budget):
         changed.set_planner(ranking=ranking)

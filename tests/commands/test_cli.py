@@ -321,7 +321,6 @@ def test_an_interrupted_run_is_not_begun_anew_by_accident(tmp_path, capsys):
         ["generate", "--dataset", "SafePendulum-v0", "--output", "taken/data.hdf5"],
         ["learn", "--dataset", DATASET, "--output", "taken/agent.zip"],
         ["demo", "--output", "taken"],
-        ["bench", "--output", "taken/bench.json"],
     ],
 )
 def test_a_place_that_cannot_be_written_is_found_out_before_the_work(arguments, tmp_path, capsys):

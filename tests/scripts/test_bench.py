@@ -11,12 +11,13 @@ import torch
 from scripts.bench import measure as measuring
 from scripts.bench import run as bench
 from scripts.bench import run as bench_report
+from scripts.bench.__main__ import bench as command
 from scripts.bench.reference import textbook_decision, textbook_updates
 from trebi_gym.agents.config import NetworkConfig
 from trebi_gym.agents.models import PARTS, make_model, make_windows
 from trebi_gym.agents.networks import cuda_graphs as capture
 from trebi_gym.agents.presets import PRESETS, preset
-from trebi_gym.commands import cli
+from trebi_gym.errors import ConfigError
 
 CPU = torch.device("cpu")
 SMALL = {"dim": 16, "dim_mults": [1, 2]}
@@ -176,9 +177,14 @@ class StubAgent:
         pass
 
 
+def test_a_place_that_cannot_be_written_is_found_out_before_the_work(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written: "):
+        command(output=tmp_path / "taken" / "bench.json")
+
+
 def test_a_preset_is_found_under_the_originals_way_of_writing_its_name(quick, capsys):
-    arguments = ["--environments", "1", "--seconds", "0.01", "--no-scaling", "--device", "cpu"]
-    cli.main(["bench", "--presets", "config.fast", "fast", *arguments])
+    command(("config.fast", "fast"), (1,), seconds=0.01, scaling=False, device="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert sum(" fast " in line and " decision " in f" {line}" for line in lines) == 2 * len(bench.SIZES)
 
